@@ -1,0 +1,16 @@
+//! Integers modulo 2^64 and 2^32, fixed point, and matrix products over them.
+//!
+//! Ring elements are [`std::num::Wrapping`] integers, so that `+`, `-` and `*` are the ring's
+//! operations and can't overflow. Matrices are `ndarray` arrays of them. Products go through
+//! [`PackedMatrix`], whose memory layout belongs to the kernel that was chosen for the machine.
+
+#[cfg(not(target_endian = "little"))]
+compile_error!("ring elements are sent as they lie in memory, so only little-endian machines are supported");
+
+pub mod element;
+pub mod fixed_point;
+pub mod matrix;
+
+pub use element::{Element, Z32, Z64};
+pub use fixed_point::{FixedPoint, FixedPointError};
+pub use matrix::PackedMatrix;
