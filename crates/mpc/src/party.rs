@@ -1,0 +1,232 @@
+//! One server's side of one session: its place, its randomness, its links, and what it sent.
+
+use concilium_ring::Element;
+use thiserror::Error;
+
+use crate::channel::{Address, Channel, ChannelError, Neighbour, Protocol, Step};
+use crate::prss::{PairwiseKeys, Prss};
+
+/// Messages are cut so that no record is longer than this.
+pub const MAXIMUM_RECORD_BYTES: usize = 1 << 20;
+
+/// Why a session failed. None of the variants carries a share.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum MpcError {
+    /// A message could not be exchanged.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    /// A message has another length than the protocol says.
+    #[error(
+        "the {neighbour} sent {received} bytes for {address}, where {expected} were due; do all three servers run the same version?"
+    )]
+    WrongLength {
+        /// The sender.
+        neighbour: Neighbour,
+        /// Which message.
+        address: Address,
+        /// Length due, in bytes.
+        expected: usize,
+        /// Length received, in bytes.
+        received: usize,
+    },
+}
+
+/// The place of a server among the three: 0, 1 or 2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PartyIndex(u8);
+
+impl PartyIndex {
+    /// All three places in order.
+    pub const ALL: [PartyIndex; 3] = [PartyIndex(0), PartyIndex(1), PartyIndex(2)];
+
+    /// The place with this number, or `None` above 2.
+    pub fn new(number: u8) -> Option<Self> {
+        (number < 3).then_some(PartyIndex(number))
+    }
+
+    /// The place of a counter, modulo 3: who deals in the counter's turn.
+    pub fn in_turn(counter: usize) -> Self {
+        PartyIndex((counter % 3) as u8)
+    }
+
+    /// 0, 1 or 2.
+    pub fn number(self) -> usize {
+        usize::from(self.0)
+    }
+
+    /// The next server's place.
+    pub fn next(self) -> Self {
+        PartyIndex((self.0 + 1) % 3)
+    }
+
+    /// The previous server's place.
+    pub fn previous(self) -> Self {
+        PartyIndex((self.0 + 2) % 3)
+    }
+}
+
+impl std::fmt::Display for PartyIndex {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "server {}", self.0)
+    }
+}
+
+/// A server's part in a protocol with a dealer h.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Seat {
+    /// Server h: knows components h and h + 1 of every sharing.
+    Dealer,
+    /// Server h + 1: knows component h + 2. The dealer is its previous neighbour.
+    FirstEvaluator,
+    /// Server h + 2: knows component h + 2. The dealer is its next neighbour.
+    SecondEvaluator,
+}
+
+/// What one server sent in a session, and how many rounds the session took.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// The longest chain of messages of which each depends on the one before.
+    pub rounds: u32,
+    /// Payload bytes sent to both neighbours.
+    pub bytes_sent: u64,
+    /// Messages sent to both neighbours.
+    pub messages_sent: u64,
+    /// Payload bytes sent, by protocol in the order of [`Protocol::ALL`].
+    pub bytes_by_protocol: [u64; Protocol::ALL.len()],
+}
+
+/// One server in one session.
+pub struct Party<C> {
+    index: PartyIndex,
+    session: u64,
+    sequence: u32,
+    pub(crate) prss: Prss,
+    channel: C,
+    traffic: Traffic,
+    /// For each server the length of the longest chain of messages that its state depends on.
+    /// Steps are public, so every server can count for all three.
+    depths: [u32; 3],
+}
+
+impl<C: Channel> Party<C> {
+    /// Opens a session. `session` must never have been used under the same keys.
+    pub fn new(index: PartyIndex, session: u64, keys: &PairwiseKeys, channel: C) -> Self {
+        Party {
+            index,
+            session,
+            sequence: 0,
+            prss: Prss::new(keys, session),
+            channel,
+            traffic: Traffic::default(),
+            depths: [0; 3],
+        }
+    }
+
+    /// This server's place.
+    pub fn index(&self) -> PartyIndex {
+        self.index
+    }
+
+    /// What was sent so far.
+    pub fn traffic(&self) -> &Traffic {
+        &self.traffic
+    }
+
+    /// Ends the session and gives the channel back.
+    pub fn into_channel(self) -> C {
+        self.channel
+    }
+
+    pub(crate) fn seat(&self, dealer: PartyIndex) -> Seat {
+        if self.index == dealer {
+            Seat::Dealer
+        } else if self.index == dealer.next() {
+            Seat::FirstEvaluator
+        } else {
+            Seat::SecondEvaluator
+        }
+    }
+
+    /// Opens the next step. `messages` lists who sends to whom, as distances from `dealer`.
+    pub(crate) fn begin(
+        &mut self,
+        protocol: Protocol,
+        dealer: PartyIndex,
+        messages: &[(usize, usize)],
+    ) -> Step {
+        let before = self.depths;
+        for &(from, to) in messages {
+            let (from, to) = ((dealer.number() + from) % 3, (dealer.number() + to) % 3);
+            self.depths[to] = self.depths[to].max(before[from] + 1);
+        }
+        self.traffic.rounds = self.depths.into_iter().max().unwrap_or(0);
+        let step = Step { sequence: self.sequence, protocol };
+        self.sequence += 1;
+        step
+    }
+
+    pub(crate) fn send<T: bytemuck::Pod>(
+        &mut self,
+        to: Neighbour,
+        step: Step,
+        items: &[T],
+    ) -> Result<(), MpcError> {
+        let bytes: &[u8] = bytemuck::cast_slice(items);
+        for (record, chunk) in bytes.chunks(MAXIMUM_RECORD_BYTES).enumerate() {
+            let address = Address { session: self.session, step, record: record as u32 };
+            self.channel.send(to, address, chunk.to_vec())?;
+            self.traffic.messages_sent += 1;
+            self.traffic.bytes_sent += chunk.len() as u64;
+            self.traffic.bytes_by_protocol[usize::from(step.protocol.code()) - 1] += chunk.len() as u64;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn receive<T: bytemuck::Pod>(
+        &mut self,
+        from: Neighbour,
+        step: Step,
+        count: usize,
+    ) -> Result<Vec<T>, MpcError> {
+        let mut items = vec![T::zeroed(); count];
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut items);
+        for (record, chunk) in bytes.chunks_mut(MAXIMUM_RECORD_BYTES).enumerate() {
+            let address = Address { session: self.session, step, record: record as u32 };
+            let payload = self.channel.receive(from, address)?;
+            if payload.len() != chunk.len() {
+                return Err(MpcError::WrongLength {
+                    neighbour: from,
+                    address,
+                    expected: chunk.len(),
+                    received: payload.len(),
+                });
+            }
+            chunk.copy_from_slice(&payload);
+        }
+        Ok(items)
+    }
+
+    /// This server's term of a sharing of zero, fresh and uniform: F(K_i) - F(K_{i+1}).
+    pub(crate) fn zero_share<E: Element>(&self, step: Step, stream: u8, count: usize) -> Vec<E> {
+        let mut share = self.prss.own.elements::<E>(step, stream, count);
+        let next = self.prss.next.elements::<E>(step, stream, count);
+        share.iter_mut().zip(next).for_each(|(mine, other)| *mine -= other);
+        share
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_go_round() {
+        for place in PartyIndex::ALL {
+            assert_eq!(place.next().previous(), place);
+            assert_eq!(place.next().next(), place.previous());
+        }
+        assert_eq!(PartyIndex::new(3), None);
+        assert_eq!(PartyIndex::in_turn(5).number(), 2);
+    }
+}

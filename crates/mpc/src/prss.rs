@@ -1,0 +1,143 @@
+//! Pseudorandom secret sharing: randomness that two servers share without a message.
+//!
+//! Server i holds key K_i in common with server i - 1 and key K_{i+1} in common with server i + 1.
+//! A session derives its own AES-128 keys from them (BLAKE3, keyed, over the session number). A
+//! step's stream is AES in counter mode; the first half of the counter block holds the step's
+//! sequence number, its protocol and the number of the stream within the step, and the second half
+//! counts blocks. No two streams of a session can overlap before 2^64 blocks, and a session that
+//! stays below 2^43 AES blocks keeps the distance of AES from a random function negligible.
+//!
+//! Source: Cramer, Damgard, Ishai, "Share conversion, pseudorandom secret-sharing and applications
+//! to secure computation", TCC 2005; the three-party form is that of Araki et al., CCS 2016.
+
+use aes::Aes128;
+use concilium_ring::Element;
+use ctr::Ctr64BE;
+use ctr::cipher::{InnerIvInit, KeyInit, StreamCipher};
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+use crate::channel::Step;
+
+/// The two keys that one server has in common with its neighbours. Fresh for every link that the
+/// servers establish, so that session numbers can't repeat under the same keys after a restart.
+#[derive(Zeroize, ZeroizeOnDrop)]
+pub struct PairwiseKeys {
+    own: [u8; 32],
+    next: [u8; 32],
+}
+
+impl PairwiseKeys {
+    /// The keys of server i: `own` is K_i, shared with the previous server, and `next` is K_{i+1},
+    /// shared with the next one.
+    pub fn new(own: [u8; 32], next: [u8; 32]) -> Self {
+        PairwiseKeys { own, next }
+    }
+
+    /// Joins the contributions of the two holders of K_j to one key. The result is uniform if
+    /// either contribution is. `holder` is server j's contribution, `previous` that of server j - 1.
+    pub fn join(holder: &[u8; 32], previous: &[u8; 32]) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new_derive_key("concilium v1 pairwise key");
+        hasher.update(holder).update(previous);
+        *hasher.finalize().as_bytes()
+    }
+}
+
+/// The session's two keystream generators of one server.
+pub(crate) struct Prss {
+    /// Streams of K_i, in common with the previous server.
+    pub(crate) own: Keystream,
+    /// Streams of K_{i+1}, in common with the next server.
+    pub(crate) next: Keystream,
+}
+
+impl Prss {
+    pub(crate) fn new(keys: &PairwiseKeys, session: u64) -> Self {
+        Prss { own: Keystream::new(&keys.own, session), next: Keystream::new(&keys.next, session) }
+    }
+}
+
+/// The streams of one pairwise key in one session.
+pub(crate) struct Keystream {
+    cipher: Aes128,
+}
+
+impl Keystream {
+    fn new(key: &[u8; 32], session: u64) -> Self {
+        let mut message = *b"concilium v1 session key\0\0\0\0\0\0\0\0";
+        message[24..].copy_from_slice(&session.to_be_bytes());
+        let mut derived: [u8; 32] = *blake3::keyed_hash(key, &message).as_bytes();
+        let mut short = [0; 16];
+        short.copy_from_slice(&derived[..16]);
+        let cipher = Aes128::new(&short.into());
+        derived.zeroize();
+        short.zeroize();
+        Keystream { cipher }
+    }
+
+    /// `count` uniform ring elements of stream number `stream` of a step.
+    pub(crate) fn elements<E: Element>(&self, step: Step, stream: u8, count: usize) -> Vec<E> {
+        let mut elements = vec![E::ZERO; count];
+        self.apply(step, stream, bytemuck::cast_slice_mut(&mut elements));
+        elements
+    }
+
+    /// `count` uniform words of stream number `stream` of a step.
+    pub(crate) fn words(&self, step: Step, stream: u8, count: usize) -> Vec<u64> {
+        let mut words = vec![0; count];
+        self.mask_words(step, stream, &mut words);
+        words
+    }
+
+    /// Exclusive-ors the stream into `words`.
+    pub(crate) fn mask_words(&self, step: Step, stream: u8, words: &mut [u64]) {
+        self.apply(step, stream, bytemuck::cast_slice_mut(words));
+    }
+
+    fn apply(&self, step: Step, stream: u8, bytes: &mut [u8]) {
+        let mut start = [0; 16];
+        start[..4].copy_from_slice(&step.sequence.to_be_bytes());
+        start[4] = step.protocol.code();
+        start[5] = stream;
+        let core =
+            ctr::CtrCore::<Aes128, ctr::flavors::Ctr64BE>::inner_iv_init(self.cipher.clone(), &start.into());
+        let mut generator: Ctr64BE<Aes128> = ctr::cipher::StreamCipherCoreWrapper::from_core(core);
+        generator.apply_keystream(bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use concilium_ring::Z64;
+
+    use super::*;
+    use crate::channel::Protocol;
+
+    fn step(sequence: u32) -> Step {
+        Step { sequence, protocol: Protocol::And }
+    }
+
+    #[test]
+    fn the_two_holders_of_a_key_draw_the_same() {
+        let keys = [[1; 32], [2; 32], [3; 32]];
+        let prss = |i: usize| Prss::new(&PairwiseKeys::new(keys[i], keys[(i + 1) % 3]), 9);
+        for i in 0..3 {
+            let next = prss((i + 1) % 3);
+            let mine: Vec<Z64> = prss(i).next.elements(step(4), 1, 100);
+            assert!(mine == next.own.elements::<Z64>(step(4), 1, 100));
+            assert!(mine != next.next.elements::<Z64>(step(4), 1, 100));
+        }
+    }
+
+    #[test]
+    fn streams_differ_by_session_step_protocol_and_number() {
+        let draw = |session, step, stream| Keystream::new(&[7; 32], session).words(step, stream, 4);
+        let base = draw(1, step(0), 0);
+        assert_ne!(base, draw(2, step(0), 0));
+        assert_ne!(base, draw(1, step(1), 0));
+        assert_ne!(base, draw(1, step(0), 1));
+        assert_ne!(base, draw(1, Step { sequence: 0, protocol: Protocol::BitConversion }, 0));
+        assert_eq!(base, draw(1, step(0), 0));
+        // A longer draw continues the same stream.
+        assert_eq!(base, draw(1, step(0), 0)[..4]);
+    }
+}
