@@ -1,0 +1,273 @@
+//! Operators that become part of an affine layer.
+
+use ndarray::{Array1, Array2, ArrayD, Ix1, Ix2, IxDyn};
+
+use super::{
+    ImportError,
+    activation::Activation,
+    constant::{self, Arithmetic, refuse_zero},
+    error::quoted,
+    node::Node,
+    value::{BOTH_DEPEND_ON_THE_INPUT, Failure, Value, list, mismatch, unsupported},
+};
+use crate::erase::Erasing;
+
+/// `Add`, `Sub`, `Mul` and `Div`.
+pub(super) fn arithmetic(node: &mut Node<'_>, operation: Arithmetic) -> Result<Value, Failure> {
+    match (node.input(0)?, node.input(1)?) {
+        (Value::Activation(activation), Value::Float(constant)) => {
+            if operation == Arithmetic::Divide {
+                refuse_zero(&constant, node.name)?;
+            }
+            let operand = per_sample(&activation, &constant, node.name)?;
+            let (ones, zeros) = (Array1::ones(operand.len()), Array1::zeros(operand.len()));
+            let (scale, shift) = match operation {
+                Arithmetic::Add => (ones, operand),
+                Arithmetic::Subtract => (ones, -operand),
+                Arithmetic::Multiply => (operand, zeros),
+                Arithmetic::Divide => (operand.mapv_into(f64::recip), zeros),
+            };
+            scaled(node, &activation, scale, shift)
+        }
+        (Value::Float(constant), Value::Activation(activation)) => {
+            let operand = per_sample(&activation, &constant, node.name)?;
+            let (ones, zeros) = (Array1::ones(operand.len()), Array1::zeros(operand.len()));
+            let (scale, shift) = match operation {
+                Arithmetic::Add => (ones, operand),
+                Arithmetic::Subtract => (-ones, operand),
+                Arithmetic::Multiply => (operand, zeros),
+                Arithmetic::Divide => {
+                    return unsupported("divides by a value that depends on the input");
+                }
+            };
+            scaled(node, &activation, scale, shift)
+        }
+        (Value::Float(constant), Value::Sigmoid { logit, complement, source })
+            if operation == Arithmetic::Subtract
+                && constant.len() == 1
+                && constant.iter().all(|&value| value == 1.0) =>
+        {
+            Ok(Value::Sigmoid { logit, complement: !complement, source })
+        }
+        (Value::Activation(_), Value::Activation(_)) => unsupported(BOTH_DEPEND_ON_THE_INPUT),
+        (left @ (Value::Float(_) | Value::Integer(_)), right @ (Value::Float(_) | Value::Integer(_))) => {
+            constant::arithmetic(operation, &left, &right, node.name, node.budget)
+        }
+        (left, right) => unsupported(format!(
+            "combines {} with {}; only constants of real numbers are added or multiplied",
+            left.description(),
+            right.description()
+        )),
+    }
+}
+
+/// `Neg`.
+pub(super) fn negate(node: &mut Node<'_>) -> Result<Value, Failure> {
+    match node.input(0)? {
+        Value::Activation(activation) => {
+            let features = activation.features();
+            scaled(node, &activation, Array1::from_elem(features, -1.0), Array1::zeros(features))
+        }
+        value => constant::map_floats(&value, node.name, node.budget, |value| -value),
+    }
+}
+
+/// `Gemm`: alpha · A · B + beta · C.
+pub(super) fn gemm(node: &mut Node<'_>) -> Result<Value, Failure> {
+    let (activation, weights) = match (node.input(0)?, node.input(1)?) {
+        (Value::Activation(activation), Value::Float(weights)) => (activation, weights),
+        (left, right) => return not_a_layer(&left, &right),
+    };
+    if node.integer_attribute("transA", 0) != 0 {
+        return unsupported("transA mixes the samples of a batch; export with transA = 0");
+    }
+    let alpha = node.float_attribute("alpha", 1.0)?;
+    let beta = node.float_attribute("beta", 1.0)?;
+    let weights = matrix(&weights, node)?;
+    let weights = if node.integer_attribute("transB", 0) == 0 {
+        Erasing::new(&*weights * alpha)
+    } else {
+        Erasing::new(weights.t().as_standard_layout().into_owned() * alpha)
+    };
+    let features = match activation.shape.as_slice() {
+        [features] => *features,
+        shape => {
+            return mismatch(node.name, "[batch, features]", format!("[batch, {}]", list(shape)));
+        }
+    };
+    check_inner(node.name, features, weights.nrows())?;
+    let outputs = weights.ncols();
+    let bias = match node.optional(2) {
+        None => Array1::zeros(outputs),
+        Some(Value::Float(bias)) => {
+            let bias = bias.broadcast(IxDyn(&[1, outputs])).filter(|_| bias.ndim() <= 2);
+            match bias.map(|bias| bias.iter().map(|&value| value * beta).collect()) {
+                Some(bias) => bias,
+                None => {
+                    let found = node.input(2)?.description();
+                    return mismatch(node.name, format!("a bias of {outputs} values"), found);
+                }
+            }
+        }
+        Some(_) => return unsupported("the bias must be constant"),
+    };
+    multiplied(node, &activation, weights, bias, vec![outputs])
+}
+
+/// `MatMul` of a value by a constant.
+pub(super) fn matrix_product(node: &mut Node<'_>) -> Result<Value, Failure> {
+    let (activation, weights) = match (node.input(0)?, node.input(1)?) {
+        (Value::Activation(activation), Value::Float(weights)) => (activation, weights),
+        (left, right) => return not_a_layer(&left, &right),
+    };
+    let weights = matrix(&weights, node)?;
+    // The last dimension is multiplied. Others must be one, else weights would be used repeatedly.
+    let Some((&features, others)) = activation.shape.split_last() else {
+        return mismatch(node.name, "[batch, features]", "[batch]");
+    };
+    if others.iter().any(|&size| size != 1) {
+        return unsupported(format!(
+            "multiplies each row of a sample of shape [{}] by itself; flatten the sample before",
+            list(&activation.shape)
+        ));
+    }
+    check_inner(node.name, features, weights.nrows())?;
+    let mut shape = others.to_vec();
+    shape.push(weights.ncols());
+    let bias = Array1::zeros(weights.ncols());
+    multiplied(node, &activation, weights, bias, shape)
+}
+
+/// `BatchNormalization` with the statistics of training.
+pub(super) fn batch_normalisation(node: &mut Node<'_>) -> Result<Value, Failure> {
+    let activation = match node.input(0)? {
+        Value::Activation(activation) => activation,
+        _ => return unsupported("only values that depend on the input are normalised"),
+    };
+    if node.integer_attribute("training_mode", 0) != 0 {
+        return unsupported("uses the statistics of the batch; call model.eval() before export");
+    }
+    if node.integer_attribute("spatial", 1) == 0 {
+        return unsupported("spatial = 0 is not supported; export with operator set 9 or later");
+    }
+    let epsilon = node.float_attribute("epsilon", 1e-5)?;
+    let Some(&channels) = activation.shape.first() else {
+        return mismatch(node.name, "[batch, channels, ...]", "[batch]");
+    };
+    let mut parameters = Vec::with_capacity(4);
+    for index in 1..=4 {
+        match node.input(index)? {
+            Value::Float(values) if values.shape() == [channels] => parameters.push(values),
+            Value::Float(values) => {
+                return mismatch(node.name, format!("{channels} values"), format!("{:?}", values.shape()));
+            }
+            _ => return unsupported("its parameters must be constant"),
+        }
+    }
+    let [weight, bias, mean, variance] = parameters.as_slice() else {
+        return Err(node.broken("it must have four parameters").into());
+    };
+    if let Some(index) = variance.iter().position(|&variance| variance + epsilon <= 0.0) {
+        return Err(node.broken(format!("variance {index} is not positive")).into());
+    }
+    let scale: ArrayD<f64> = &***weight / (&***variance + epsilon).mapv_into(f64::sqrt);
+    let shift = &***bias - &***mean * &scale;
+    // One value for each channel, repeated over the positions of the channel.
+    let positions = activation.features() / channels;
+    let repeat = |values: ArrayD<f64>| -> Array1<f64> {
+        values.iter().flat_map(|&value| std::iter::repeat_n(value, positions)).collect()
+    };
+    let (scale, shift) = (repeat(scale), repeat(shift));
+    scaled(node, &activation, scale, shift)
+}
+
+fn scaled(
+    node: &mut Node<'_>,
+    activation: &Activation,
+    scale: Array1<f64>,
+    shift: Array1<f64>,
+) -> Result<Value, Failure> {
+    let (scale, shift) = (Erasing::new(scale), Erasing::new(shift));
+    Ok(Value::Activation(activation.scaled(&scale, &shift, node.budget, node.name)?))
+}
+
+fn multiplied(
+    node: &mut Node<'_>,
+    activation: &Activation,
+    weights: Erasing<Ix2>,
+    bias: Array1<f64>,
+    shape: Vec<usize>,
+) -> Result<Value, Failure> {
+    let bias: Erasing<Ix1> = Erasing::new(bias);
+    let result = activation.multiplied(weights, bias, shape, node.budget, node.name)?;
+    Ok(Value::Activation(result))
+}
+
+fn not_a_layer(left: &Value, right: &Value) -> Result<Value, Failure> {
+    match (left, right) {
+        (Value::Activation(_), Value::Activation(_)) => unsupported(BOTH_DEPEND_ON_THE_INPUT),
+        _ => unsupported("only a value that depends on the input times a constant is supported"),
+    }
+}
+
+/// A constant as a matrix, copied.
+fn matrix(constant: &ArrayD<f64>, node: &mut Node<'_>) -> Result<Erasing<Ix2>, Failure> {
+    match constant.view().into_dimensionality::<Ix2>() {
+        Ok(view) if !view.is_empty() => {
+            node.budget.charge(view.len(), node.name)?;
+            let copy: Array2<f64> = view.as_standard_layout().into_owned();
+            Ok(Erasing::new(copy))
+        }
+        _ => mismatch(
+            node.name,
+            "weights with two dimensions, neither of them zero",
+            format!("shape {:?}", constant.shape()),
+        ),
+    }
+}
+
+fn check_inner(node: &str, features: usize, rows: usize) -> Result<(), Failure> {
+    if features == rows {
+        return Ok(());
+    }
+    Err(Failure::Import(ImportError::Shape {
+        node: quoted(node),
+        expected: format!("weights for {features} inputs"),
+        found: format!("weights for {rows}"),
+    }))
+}
+
+/// The operand of elementwise arithmetic, one value for each feature.
+fn per_sample(activation: &Activation, constant: &ArrayD<f64>, node: &str) -> Result<Array1<f64>, Failure> {
+    let rank = activation.shape.len();
+    let shape = constant.shape();
+    if shape.len() > rank + 1 {
+        return unsupported(format!(
+            "a constant of {} dimensions adds dimensions to a value of {}",
+            shape.len(),
+            rank + 1
+        ));
+    }
+    if shape.len() == rank + 1 && shape[0] != 1 {
+        return unsupported("the constant differs from sample to sample of a batch");
+    }
+    let own = if shape.len() == rank + 1 { &shape[1..] } else { shape };
+    let expected = || format!("a constant that broadcasts to [{}]", list(&activation.shape));
+    match constant::common_shape(own, &activation.shape) {
+        Some(common) if common == activation.shape => {}
+        Some(_) => {
+            return unsupported(format!(
+                "a constant of shape [{}] repeats values of shape [{}]",
+                list(own),
+                list(&activation.shape)
+            ));
+        }
+        None => return mismatch(node, expected(), format!("shape [{}]", list(shape))),
+    }
+    let mut full = vec![1];
+    full.extend(&activation.shape);
+    match constant.broadcast(IxDyn(&full)) {
+        Some(values) => Ok(values.iter().copied().collect()),
+        None => mismatch(node, expected(), format!("shape [{}]", list(shape))),
+    }
+}

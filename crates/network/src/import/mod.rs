@@ -1,0 +1,316 @@
+//! Reads feed-forward classifiers from ONNX, as PyTorch and scikit-learn export them.
+//!
+//! The graph is walked once, from the input to the scores of the classes. Each name stands for a
+//! constant, for an affine function of the input or of a ReLU's output, or for the scores
+//! themselves; so whatever is linear between two ReLUs ends up in one dense layer. A final softmax or
+//! sigmoid is dropped because it does not change the order of the classes. What computes a label from
+//! the scores is not looked at.
+//!
+//! The file is not trusted: sizes are checked against the data before memory is reserved, nothing
+//! recurses over the graph, and data in other files is refused by name and never read.
+
+mod activation;
+mod budget;
+mod constant;
+mod error;
+mod graph;
+mod linear;
+mod node;
+mod operators;
+mod shape;
+mod tensor;
+mod value;
+mod wire;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::File,
+    io::Read,
+    path::Path,
+};
+
+use prost::Message;
+use zeroize::Zeroizing;
+
+pub use self::error::{ImportError, UnsupportedNode, UnsupportedNodes};
+use self::{
+    activation::{Activation, Stages},
+    budget::Budget,
+    error::{escaped, quoted},
+    graph::{Plan, Provider},
+    node::{Node, node_name},
+    value::{BOTH_DEPEND_ON_THE_INPUT, Failure, ONLY_AT_THE_END, Value},
+};
+use crate::{
+    model::{Network, Origin},
+    onnx::{GraphProto, ModelProto, OperatorSetIdProto},
+};
+
+/// Largest file that is read, 256 MiB.
+pub const MAXIMUM_FILE_BYTES: u64 = 256 << 20;
+
+/// Most nodes of a graph.
+pub const MAXIMUM_NODES: usize = 10_000;
+
+/// Most elements of all constants, intermediate results and layers together, 64 Mi.
+pub const MAXIMUM_ELEMENTS: usize = 1 << 26;
+
+/// Most multiplications for fusing consecutive layers, 2^34.
+pub const MAXIMUM_OPERATIONS: u64 = 1 << 34;
+
+/// Most dimensions of a tensor.
+pub const MAXIMUM_RANK: usize = 16;
+
+/// Oldest version of the ONNX operator set that is read; older ones broadcast differently.
+pub const MINIMUM_OPSET: i64 = 7;
+
+/// Newest version of the ONNX operator set that is read.
+pub const MAXIMUM_OPSET: i64 = 26;
+
+/// Reads a network from an ONNX file.
+///
+/// # Errors
+/// As [`import`], and when the file cannot be read or is larger than [`MAXIMUM_FILE_BYTES`].
+pub fn import_file(path: impl AsRef<Path>) -> Result<Network, ImportError> {
+    let path = path.as_ref();
+    let failed = |source| ImportError::File { path: path.to_owned(), source };
+    let file = File::open(path).map_err(failed)?;
+    let size = file.metadata().map_err(failed)?.len();
+    if size > MAXIMUM_FILE_BYTES {
+        return Err(ImportError::FileTooLarge { bytes: size });
+    }
+    // Sized at once: growing would leave copies of weights behind. A pipe has no size, hence the limit.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(size as usize + 1));
+    file.take(MAXIMUM_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
+    import(&bytes)
+}
+
+/// Reads a network from the bytes of an ONNX model.
+///
+/// # Errors
+/// [`ImportError`]. If the scores depend on nodes that are not supported, it is
+/// [`ImportError::Unsupported`] with all of them.
+pub fn import(bytes: &[u8]) -> Result<Network, ImportError> {
+    if bytes.is_empty() {
+        return Err(ImportError::Empty);
+    }
+    if bytes.len() as u64 > MAXIMUM_FILE_BYTES {
+        return Err(ImportError::FileTooLarge { bytes: bytes.len() as u64 });
+    }
+    wire::scan(bytes)?;
+    let model =
+        ModelProto::decode(bytes).map_err(|error| ImportError::Malformed { reason: error.to_string() })?;
+    let mut model = ErasedOnDrop(model);
+    let opset = default_opset(&model.0.opset_import);
+    let Some(graph) = model.0.graph.as_mut() else {
+        return Err(ImportError::Malformed { reason: "it holds no graph".to_owned() });
+    };
+    let opset = opset
+        .filter(|version| (MINIMUM_OPSET..=MAXIMUM_OPSET).contains(version))
+        .ok_or(ImportError::OperatorSet { found: opset })?;
+    graph.initializer.iter().try_for_each(tensor::refuse_external)?;
+    let plan = graph::plan(graph)?;
+    let origin = origin(graph, &plan, opset, &model.0.producer_name, &model.0.producer_version);
+    let (shape, batch) = graph::input_shape(&graph.input[plan.input])?;
+
+    let (stages, input) = Stages::new(shape.clone());
+    let walk = Walk {
+        opset,
+        opsets: &model.0.opset_import,
+        batch,
+        input,
+        stages,
+        budget: Budget::default(),
+        values: HashMap::new(),
+        unsupported: BTreeMap::new(),
+    };
+    let layers = walk.run(graph, &plan)?;
+    Ok(Network::new(shape, layers)?.with_origin(origin))
+}
+
+/// Overwrites the constants of a model when it is dropped.
+struct ErasedOnDrop(ModelProto);
+
+impl Drop for ErasedOnDrop {
+    fn drop(&mut self) {
+        if let Some(graph) = &mut self.0.graph {
+            graph.initializer.iter_mut().for_each(tensor::erase);
+            for attribute in graph.node.iter_mut().flat_map(|node| &mut node.attribute) {
+                attribute.t.iter_mut().for_each(tensor::erase);
+            }
+        }
+    }
+}
+
+/// Version of the default operator set; the newest when it is named several times.
+fn default_opset(imports: &[OperatorSetIdProto]) -> Option<i64> {
+    imports
+        .iter()
+        .filter(|import| operators::is_default_domain(&import.domain))
+        .map(|import| import.version)
+        .max()
+}
+
+fn origin(graph: &GraphProto, plan: &Plan, opset: i64, producer: &str, version: &str) -> Origin {
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for &node in &plan.order {
+        *counts.entry(escaped(&graph.node[node].op_type)).or_default() += 1;
+    }
+    Origin {
+        producer: escaped(format!("{producer} {version}").trim()),
+        opset,
+        operators: counts.into_iter().collect(),
+    }
+}
+
+/// State of one walk over the graph.
+struct Walk<'a> {
+    opset: i64,
+    opsets: &'a [OperatorSetIdProto],
+    /// Size of the batch when the model fixes it.
+    batch: Option<usize>,
+    /// The input as a value.
+    input: Activation,
+    stages: Stages,
+    budget: Budget,
+    /// Values of all names so far.
+    values: HashMap<String, Value>,
+    /// Nodes that are not supported, by their position in the graph.
+    unsupported: BTreeMap<usize, UnsupportedNode>,
+}
+
+impl Walk<'_> {
+    fn run(mut self, graph: &mut GraphProto, plan: &Plan) -> Result<Vec<crate::model::Layer>, ImportError> {
+        // All operators are looked at before any is evaluated, so that a broken node cannot hide
+        // unsupported ones behind it.
+        for &index in &plan.order {
+            let node = &graph.node[index];
+            if !operators::is_supported(&node.domain, &node.op_type) {
+                let hint = operators::hint(&node.domain, &node.op_type).map(str::to_owned);
+                self.refuse(graph, index, hint);
+            }
+        }
+        let walked = self.walk(graph, plan);
+        if !self.unsupported.is_empty() {
+            let nodes = self.unsupported.into_values().collect();
+            return Err(ImportError::Unsupported(UnsupportedNodes { nodes }));
+        }
+        walked?;
+        let logits = match self.value(graph, plan, &plan.output, "(the output)")? {
+            Value::Activation(logits) | Value::Scores { logits, .. } => logits,
+            Value::Sigmoid { logit, complement, .. } => {
+                let sign = if complement { -1.0 } else { 1.0 };
+                logit.two_logits([0.0, sign], &mut self.budget)?
+            }
+            other => {
+                let reason = format!("output {} is {}, no scores", quoted(&plan.output), other.description());
+                return Err(ImportError::Output { reason });
+            }
+        };
+        self.stages.into_layers(&logits, &mut self.budget)
+    }
+
+    fn walk(&mut self, graph: &mut GraphProto, plan: &Plan) -> Result<(), ImportError> {
+        for &index in &plan.order {
+            let name = node_name(&graph.node[index]);
+            let names = graph.node[index].input.clone();
+            let mut inputs = Vec::with_capacity(names.len());
+            for input in &names {
+                inputs.push(match input.as_str() {
+                    "" => None,
+                    input => Some(self.value(graph, plan, input, &name)?),
+                });
+            }
+            let probabilities = inputs.iter().flatten().find_map(Value::source);
+            let known = !inputs.iter().flatten().any(|value| matches!(value, Value::Unknown { .. }));
+            let dependent = inputs.iter().flatten().filter(|value| value.depends_on_input()).count();
+            let unknown = Value::Unknown { depends_on_input: dependent > 0 };
+            let proto = &mut graph.node[index];
+            let supported = operators::is_supported(&proto.domain, &proto.op_type);
+            let value = if known && supported {
+                let result = operators::evaluate(&mut Node {
+                    name: &name,
+                    index,
+                    proto,
+                    inputs,
+                    opset: self.opset,
+                    batch: self.batch,
+                    stages: &mut self.stages,
+                    budget: &mut self.budget,
+                });
+                match result {
+                    Ok(value) => value,
+                    Err(Failure::Import(error)) => return Err(error),
+                    Err(Failure::Unsupported(hint)) => {
+                        // After a softmax in the wrong place, the softmax is what has to go.
+                        match probabilities {
+                            Some(source) => self.refuse(graph, source, Some(ONLY_AT_THE_END.to_owned())),
+                            None => self.refuse(graph, index, Some(hint)),
+                        }
+                        unknown
+                    }
+                }
+            } else {
+                // Whatever an unsupported node gives, these would still be refused.
+                if supported && dependent > 1 && operators::is_arithmetic(&proto.op_type) {
+                    self.refuse(graph, index, Some(BOTH_DEPEND_ON_THE_INPUT.to_owned()));
+                }
+                unknown
+            };
+            if let Some(output) = graph.node[index].output.first() {
+                self.values.insert(output.clone(), value);
+            }
+        }
+        Ok(())
+    }
+
+    /// The value of a name, which the plan has found to have a provider.
+    fn value(
+        &mut self,
+        graph: &mut GraphProto,
+        plan: &Plan,
+        name: &str,
+        user: &str,
+    ) -> Result<Value, ImportError> {
+        if let Some(value) = self.values.get(name) {
+            return Ok(value.clone());
+        }
+        let missing = || ImportError::MissingValue { node: quoted(user), value: quoted(name) };
+        let value = match plan.providers.get(name).ok_or_else(missing)? {
+            Provider::Input(_) => Value::Activation(self.input.clone()),
+            Provider::Initialiser(index) => {
+                tensor::decode(&mut graph.initializer[*index], name, &mut self.budget)?
+            }
+            Provider::Node { node, output: 0 } => {
+                let node = quoted(&node_name(&graph.node[*node]));
+                return Err(ImportError::Cycle { node });
+            }
+            // Masks of Dropout and statistics of BatchNormalization.
+            Provider::Node { node, .. } => {
+                let hint = "only the first output is supported".to_owned();
+                self.refuse(graph, *node, Some(hint));
+                Value::Unknown { depends_on_input: true }
+            }
+        };
+        self.values.insert(name.to_owned(), value.clone());
+        Ok(value)
+    }
+
+    fn refuse(&mut self, graph: &GraphProto, index: usize, hint: Option<String>) {
+        let node = &graph.node[index];
+        let default = operators::is_default_domain(&node.domain);
+        let opset = if default {
+            Some(self.opset)
+        } else {
+            let import = self.opsets.iter().find(|import| import.domain == node.domain);
+            import.map(|import| import.version)
+        };
+        self.unsupported.entry(index).or_insert_with(|| UnsupportedNode {
+            node: escaped(&node_name(node)),
+            operator: escaped(&node.op_type),
+            domain: if default { "ai.onnx".to_owned() } else { escaped(&node.domain) },
+            opset,
+            hint,
+        });
+    }
+}
