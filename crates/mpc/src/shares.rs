@@ -63,9 +63,22 @@ impl<E: Element> Shares<E> {
         self.next.as_slice().expect("shares are kept in standard layout")
     }
 
-    /// Columns `first..last` as shares of their own.
-    pub fn columns(&self, first: usize, last: usize) -> Self {
-        let part = |all: &Array2<E>| all.slice_axis(Axis(1), Slice::from(first..last)).to_owned();
+    /// The chosen ranges of columns side by side, as shares of their own.
+    ///
+    /// # Panics
+    /// If a range leaves the matrix.
+    pub fn columns(&self, ranges: &[std::ops::Range<usize>]) -> Self {
+        let part = |all: &Array2<E>| {
+            let width = ranges.iter().map(ExactSizeIterator::len).sum();
+            let mut chosen = Array2::from_elem((all.nrows(), width), E::ZERO);
+            let mut start = 0;
+            for range in ranges {
+                let source = all.slice_axis(Axis(1), Slice::from(range.clone()));
+                chosen.slice_axis_mut(Axis(1), Slice::from(start..start + range.len())).assign(&source);
+                start += range.len();
+            }
+            chosen
+        };
         Shares { own: part(&self.own), next: part(&self.next) }
     }
 

@@ -1,0 +1,230 @@
+//! Many owners' networks under MPC against the fixed-point oracle, on three parties in one process.
+
+use std::sync::Arc;
+
+use concilium_inference::{
+    Ensemble, EnsembleError, SharedModel, flatten, histogram, logits, logits_observed,
+};
+use concilium_mpc::local::{reconstruct, run, share};
+use concilium_mpc::opening::open_sums;
+use concilium_mpc::{Shares, Traffic};
+use concilium_network::{FixedNetwork, InputDomain, Layer, Network, Rounding, quantise};
+use concilium_ring::{Element, Z64};
+use ndarray::{Array1, Array2, s};
+use proptest::prelude::*;
+
+const FRACTIONAL_BITS: u32 = 12;
+
+/// SplitMix64, to choose test networks.
+struct Random(u64);
+
+impl Random {
+    fn word(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut word = self.0;
+        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        word ^ (word >> 31)
+    }
+
+    fn uniform(&mut self, magnitude: f64) -> f64 {
+        (self.word() as f64 / u64::MAX as f64 * 2.0 - 1.0) * magnitude
+    }
+}
+
+fn network(random: &mut Random, sizes: &[usize]) -> Network {
+    let mut layers = Vec::new();
+    for pair in sizes.windows(2) {
+        let weights = Array2::from_shape_simple_fn((pair[0], pair[1]), || random.uniform(0.8));
+        let bias = Array1::from_shape_simple_fn(pair[1], || random.uniform(0.5));
+        layers.push(Layer::Affine { weights, bias });
+        layers.push(Layer::Relu);
+    }
+    layers.pop();
+    Network::new(vec![sizes[0]], layers).expect("sizes fit each other")
+}
+
+/// The three servers' ensembles of the given networks.
+fn ensembles(seed: u64, networks: &[FixedNetwork]) -> [Ensemble; 3] {
+    let shared: Vec<[Arc<SharedModel>; 3]> = networks
+        .iter()
+        .enumerate()
+        .map(|(owner, network)| {
+            let elements = Array1::from_vec(flatten(network)).insert_axis(ndarray::Axis(0));
+            let parts = share(seed.wrapping_add(owner as u64), &elements);
+            parts.map(|part| {
+                let component = |view: ndarray::ArrayView2<'_, Z64>| view.iter().copied().collect::<Vec<_>>();
+                let (own, next) = (component(part.own()), component(part.next()));
+                Arc::new(SharedModel::new(network.architecture(), &own, &next).expect("the share is sound"))
+            })
+        })
+        .collect();
+    [0, 1, 2].map(|server| {
+        let models: Vec<_> = shared.iter().map(|parts| parts[server].clone()).collect();
+        let architecture = models[0].architecture().clone();
+        Ensemble::new(models, architecture.input_features, architecture.classes, FRACTIONAL_BITS)
+            .expect("all models fit the task")
+    })
+}
+
+fn inputs(random: &mut Random, domain: &InputDomain, rows: usize, features: usize) -> Array2<i64> {
+    let rows_of_inputs = Array2::from_shape_simple_fn((rows, features), || random.uniform(1.0));
+    domain.encode(rows_of_inputs.view(), FRACTIONAL_BITS).expect("inputs lie in the domain")
+}
+
+struct World {
+    networks: Vec<FixedNetwork>,
+    ensembles: [Ensemble; 3],
+    input: Array2<i64>,
+    shares: [Shares<Z64>; 3],
+}
+
+fn world(seed: u64, shapes: &[Vec<usize>], rows: usize) -> World {
+    let mut random = Random(seed);
+    let features = shapes[0][0];
+    let domain = InputDomain::new(vec![features], vec![-1.0], vec![1.0]).expect("the domain is sound");
+    let networks: Vec<_> = shapes
+        .iter()
+        .map(|sizes| {
+            quantise(&network(&mut random, sizes), &domain, FRACTIONAL_BITS).expect("headroom is left")
+        })
+        .collect();
+    let ensembles = ensembles(seed, &networks);
+    let input = inputs(&mut random, &domain, rows, features);
+    let shares = share(seed ^ 0x1234, &input.mapv(Z64::from_signed));
+    World { networks, ensembles, input, shares }
+}
+
+/// Owners of different hidden sizes and depths.
+fn shapes() -> impl Strategy<Value = Vec<Vec<usize>>> {
+    (1usize..7, 2usize..5).prop_flat_map(|(features, classes)| {
+        prop::collection::vec(prop::collection::vec(1usize..9, 0..4), 1..6).prop_map(move |hidden| {
+            let sizes = |hidden: Vec<usize>| [vec![features], hidden, vec![classes]].concat();
+            hidden.into_iter().map(sizes).collect()
+        })
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn every_layer_is_what_truncation_allows(seed: u64, shapes in shapes(), rows in 1usize..4) {
+        let world = world(seed, &shapes, rows);
+        let results = run(seed, |party| {
+            let place = party.index().number();
+            let mut seen = Vec::new();
+            logits_observed(party, &world.ensembles[place], &world.shares[place], |layer, owner, values| {
+                seen.push((layer, owner, Shares::new(values.own().to_owned(), values.next().to_owned())));
+            })
+            .expect("local links do not fail");
+            seen
+        });
+        let [first, second, third] = results;
+        let mut previous: Vec<Array2<i64>> = world.networks.iter().map(|_| world.input.clone()).collect();
+        let mut layers = 0;
+        for ((a, b), c) in first.into_iter().zip(second).zip(third) {
+            let (layer, owner) = (a.0, a.1);
+            let values = reconstruct(&[a.2, b.2, c.2]).mapv(|v| v.to_signed());
+            world.networks[owner].check_step(layer, previous[owner].view(), values.view()).map_err(|error| {
+                TestCaseError::fail(format!("owner {owner}: {error}"))
+            })?;
+            previous[owner] = values;
+            layers += 1;
+        }
+        prop_assert_eq!(layers, shapes.iter().map(|sizes| 2 * sizes.len() - 3).sum::<usize>());
+    }
+
+    #[test]
+    fn histograms_count_the_votes_of_the_logits(seed: u64, shapes in shapes(), rows in 1usize..5) {
+        let world = world(seed, &shapes, rows);
+        let classes = *shapes[0].last().expect("shapes have sizes");
+        // Both runs have the same session and keys, hence the same rounding of every value.
+        let logits = reconstruct(&run(seed, |party| {
+            let place = party.index().number();
+            logits(party, &world.ensembles[place], &world.shares[place]).expect("local")
+        }));
+        let parts = run(seed, |party| {
+            let place = party.index().number();
+            let sums = histogram(party, &world.ensembles[place], &world.shares[place]).expect("local");
+            sums.inject(party, &vec![0; rows * classes]).expect("local").components()
+        });
+        let counts = open_sums(&parts, rows * classes).expect("copies agree");
+        let mut expected = vec![0; rows * classes];
+        for (row, line) in logits.rows().into_iter().enumerate() {
+            let line: Vec<i64> = line.iter().map(|v| v.to_signed()).collect();
+            let best = *line.iter().max().expect("there are classes");
+            let winner = line.iter().position(|&v| v == best).expect("the maximum is there");
+            expected[row % rows * classes + winner] += 1;
+        }
+        prop_assert_eq!(counts, expected);
+    }
+}
+
+#[test]
+fn logits_stay_within_the_proven_bound_of_exact_arithmetic() {
+    let shapes = vec![vec![20, 16, 8, 5]; 3];
+    let world = world(7, &shapes, 6);
+    let logits = reconstruct(&run(7, |party| {
+        let place = party.index().number();
+        logits(party, &world.ensembles[place], &world.shares[place]).expect("local")
+    }));
+    let unit = (-f64::from(FRACTIONAL_BITS)).exp2();
+    for (owner, network) in world.networks.iter().enumerate() {
+        let oracle = network.evaluate(world.input.view(), Rounding::Nearest);
+        let mine = logits.slice(s![owner * 6..(owner + 1) * 6, ..]);
+        for (secure, plain) in mine.iter().zip(&oracle) {
+            let difference = (secure.to_signed() - plain).abs() as f64 * unit;
+            assert!(difference <= 2.0 * network.error_bound(), "owner {owner}: off by {difference}");
+        }
+    }
+}
+
+/// Traffic of server 0 for a label of every row.
+fn traffic(world: &World, owners: std::ops::Range<usize>) -> Traffic {
+    let rows = world.input.nrows();
+    let [traffic, ..] = run(3, |party| {
+        let place = party.index().number();
+        let all = &world.ensembles[place];
+        let models = all.models()[owners.clone()].to_vec();
+        let some =
+            Ensemble::new(models, all.features(), all.classes(), FRACTIONAL_BITS).expect("a part fits");
+        let sums = histogram(party, &some, &world.shares[place]).expect("local");
+        let noised = sums.inject(party, &vec![0; rows * all.classes()]).expect("local");
+        noised.argmax(party, concilium_mpc::PartyIndex::ALL[0], 32).expect("local");
+        party.traffic().clone()
+    });
+    traffic
+}
+
+/// Fifty owners take as many rounds as the one among them with the widest comparison windows takes
+/// alone, and a batch as many as one query.
+#[test]
+fn rounds_do_not_depend_on_owners_or_queries() {
+    // Hidden sizes differ between owners.
+    let shapes: Vec<_> = (0..50).map(|owner| vec![6, 5 + owner % 3, 4, 3]).collect();
+    let world_of = |rows| world(3, &shapes, rows);
+    let (single, batch) = (world_of(1), world_of(70));
+    let alone: Vec<u32> = (0..50).map(|owner| traffic(&single, owner..owner + 1).rounds).collect();
+    let slowest = *alone.iter().max().expect("there are owners");
+    println!("rounds for a label of a network with two hidden layers: {alone:?}");
+    for (name, world) in [("one query", &single), ("seventy queries", &batch)] {
+        let all = traffic(world, 0..50);
+        assert_eq!(all.rounds, slowest, "fifty owners, {name}");
+        assert!(all.bytes_sent > 10 * traffic(world, 0..1).bytes_sent);
+    }
+}
+
+#[test]
+fn models_that_do_not_fit_are_refused_by_name() {
+    let world = world(5, &[vec![4, 3, 2], vec![4, 2]], 1);
+    let models = world.ensembles[0].models().to_vec();
+    let refusal = Ensemble::new(models.clone(), 4, 3, FRACTIONAL_BITS).err();
+    assert_eq!(refusal, Some(EnsembleError::Differs { model: 0, what: "classes", expected: 3, found: 2 }));
+    assert_eq!(Ensemble::new(vec![], 4, 2, FRACTIONAL_BITS).err(), Some(EnsembleError::Empty));
+    let architecture = models[1].architecture().clone();
+    let elements = vec![Z64::ZERO; 9];
+    let refusal =
+        SharedModel::new(architecture, &elements, &elements).err().expect("one parameter is missing");
+    assert!(refusal.to_string().contains("holds 9 parameters, but the architecture has 10"), "{refusal}");
+}
