@@ -1,0 +1,29 @@
+//! gRPC interface: generated code, TLS identities, channels between servers and error statuses.
+//!
+//! - [`v1`]: what travels; the contract is in the head comments of `proto/concilium/v1`.
+//! - [`identity`], [`certificates`], [`tls`]: who is who.
+//! - [`status`]: the one table from errors to gRPC statuses and back.
+//! - [`chunk`]: long byte strings as streams.
+//! - [`connect`]: connections to and of servers.
+//! - [`lane`]: the link between the servers, over which the multi-party computation runs.
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a panic is how a test fails"))]
+
+pub mod certificates;
+pub mod chunk;
+pub mod connect;
+pub mod identity;
+pub mod lane;
+mod redacted;
+pub mod status;
+pub mod tls;
+
+/// Messages, clients and servers generated from `proto/concilium/v1`.
+///
+/// The units, ranges and status codes of each message are written in the `.proto` files.
+#[allow(missing_docs, unreachable_pub, clippy::all, rustdoc::all, reason = "the code is generated")]
+pub mod v1 {
+    tonic::include_proto!("concilium.v1");
+}
+
+/// Encoded `google.protobuf.FileDescriptorSet` of the interface, for gRPC server reflection.
+pub const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("concilium.v1");
