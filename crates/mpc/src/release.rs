@@ -17,9 +17,25 @@ pub(crate) const INJECT_MESSAGES: [(usize, usize); 3] = [(0, 2), (1, 0), (2, 1)]
 
 /// A server's term of a sum over owners, without noise. It can't be opened, printed or copied.
 ///
-/// ```compile_fail
-/// fn open(aggregate: concilium_mpc::release::Aggregate<concilium_ring::Z64>) {
-///     let _ = aggregate.components();
+/// A noised value has components that leave the server:
+/// ```
+/// use concilium_mpc::{Shares, release::{Noised, ReleasedComponents}};
+/// fn open(noised: Noised<Shares<concilium_ring::Z64>>) -> ReleasedComponents {
+///     noised.components()
+/// }
+/// ```
+/// An aggregate has none:
+/// ```compile_fail,E0599
+/// use concilium_mpc::{Shares, release::{Aggregate, ReleasedComponents}};
+/// fn open(aggregate: Aggregate<concilium_ring::Z64>) -> ReleasedComponents {
+///     aggregate.components()
+/// }
+/// ```
+/// And its term can't be reached to be opened by hand:
+/// ```compile_fail,E0616
+/// use concilium_mpc::release::Aggregate;
+/// fn open(aggregate: Aggregate<concilium_ring::Z64>) {
+///     let _ = aggregate.terms;
 /// }
 /// ```
 pub struct Aggregate<E: Element> {

@@ -146,6 +146,7 @@ fn frame_name(frame: Option<&Frame>) -> &'static str {
         Some(Frame::ProtocolMessage(_)) => "ProtocolMessage",
         Some(Frame::Abort(_)) => "Abort",
         Some(Frame::ComponentDigests(_)) => "ComponentDigests",
+        Some(Frame::Arrived(_)) => "Arrived",
         None => "unknown",
     }
 }

@@ -1,0 +1,547 @@
+//! From three servers' replies to one answer: everything is compared before anything is believed.
+
+use concilium_mpc::{
+    opening::{OpeningError, open_labels, open_sums},
+    release::ReleasedComponents,
+};
+use concilium_privacy::{Mechanism, NanoRho, Release};
+use concilium_rpc::{
+    chunk::Assembler,
+    v1::{self, ComponentSlot, ResultEncoding, predict_response::Message},
+};
+use ndarray::{Array2, ArrayView1};
+use thiserror::Error;
+use tonic::Streaming;
+use zeroize::Zeroizing;
+
+use crate::{
+    connection::CallError,
+    task::{Task, describe_mechanism, describe_release},
+};
+
+/// What was asked, to compare the receipts with.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// The task.
+    pub task: &'a Task,
+    /// The id of the request.
+    pub request_id: [u8; 16],
+    /// Rows of the request.
+    pub rows: u32,
+}
+
+impl Asked<'_> {
+    /// Length of each result component in bytes.
+    pub fn component_bytes(&self) -> u64 {
+        match self.task.release {
+            Release::Label => 2 * u64::from(self.rows),
+            _ => 8 * u64::from(self.rows) * self.task.classes as u64,
+        }
+    }
+}
+
+/// What one server replied.
+pub struct Reply {
+    /// The receipt.
+    pub receipt: v1::Receipt,
+    /// The server's two components of the result. SECRET.
+    pub components: ReleasedComponents,
+}
+
+/// What was computed and what it cost, equal on the three servers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Receipt {
+    /// Name of the task.
+    pub task: String,
+    /// Epoch of the task.
+    pub epoch: u64,
+    /// The id of the request.
+    pub request_id: [u8; 16],
+    /// What is released.
+    pub release: Release,
+    /// Rows of the result.
+    pub rows: u32,
+    /// Classes of the task.
+    pub classes: usize,
+    /// The noise that any two servers' shares guarantee.
+    pub mechanism: Mechanism,
+    /// Charged for this request.
+    pub charged: NanoRho,
+    /// Spent by the caller after the charge: the most that any server says.
+    pub caller_spent: NanoRho,
+    /// Cap of one client, if there is one.
+    pub caller_cap: Option<NanoRho>,
+    /// Models that voted.
+    pub models: u32,
+    /// Owners of these models.
+    pub owners: u32,
+    /// Digest of the identities and content digests of these models.
+    pub model_set_digest: [u8; 32],
+    /// Whether any server sent stored bytes of an earlier call with the same id.
+    pub replayed: bool,
+    /// Cost of the evaluation on servers 0, 1, 2.
+    pub statistics: [v1::EvaluationStatistics; 3],
+}
+
+/// The released values.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Released {
+    /// One class index for each row.
+    Labels(Vec<usize>),
+    /// Noisy counts `[rows, classes]`; noise can make them negative.
+    Histograms(Array2<i64>),
+}
+
+impl Released {
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        match self {
+            Self::Labels(labels) => labels.len(),
+            Self::Histograms(counts) => counts.nrows(),
+        }
+    }
+
+    /// The label of every row: the released one, or the class of the largest noisy count.
+    pub fn labels(&self) -> Vec<usize> {
+        match self {
+            Self::Labels(labels) => labels.clone(),
+            Self::Histograms(counts) => counts.rows().into_iter().map(|row| winner(row).label).collect(),
+        }
+    }
+}
+
+/// The class with the largest noisy count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Winner {
+    /// Index of the class; the lower one of a tie, as the servers decide it for labels.
+    pub label: usize,
+    /// Its count minus that of the runner-up, in votes.
+    pub margin: i64,
+}
+
+/// The winner of one row of noisy counts, of at least one class. Post-processing: it costs nothing.
+pub fn winner(counts: ArrayView1<'_, i64>) -> Winner {
+    let mut best = (0, i64::MIN);
+    let mut second = i64::MIN;
+    for (class, &count) in counts.iter().enumerate() {
+        if class == 0 || count > best.1 {
+            second = if class == 0 { i64::MIN } else { best.1 };
+            best = (class, count);
+        } else {
+            second = second.max(count);
+        }
+    }
+    Winner { label: best.0, margin: best.1.saturating_sub(second) }
+}
+
+/// Why three replies do not make an answer. The request was charged; repeating it under its id costs
+/// nothing and gives the same bytes.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AnswerError {
+    /// A receipt is about something else than was asked.
+    #[error(
+        "server {server} says `{field}` is {got} where {expected} was asked for; it is faulty, and the \
+         answer was discarded"
+    )]
+    NotAsked {
+        /// The server.
+        server: u8,
+        /// The field of the receipt.
+        field: &'static str,
+        /// What was asked for.
+        expected: String,
+        /// What the receipt says.
+        got: String,
+    },
+    /// Two receipts differ.
+    #[error(
+        "`{field}` is {first_value} on server {first} but {second_value} on server {second}; one of \
+         them is faulty, and the answer was discarded"
+    )]
+    Disagree {
+        /// The field of the receipt.
+        field: &'static str,
+        /// One server.
+        first: u8,
+        /// Its value.
+        first_value: String,
+        /// The other server.
+        second: u8,
+        /// Its value.
+        second_value: String,
+    },
+    /// The components do not make a result.
+    #[error(transparent)]
+    Opening(#[from] OpeningError),
+}
+
+/// Receives one server's reply: the receipt, then `component_bytes` of the own and as many of the next
+/// component.
+///
+/// # Errors
+/// [`CallError`] if the stream fails or has another form.
+pub async fn receive(
+    stream: &mut Streaming<v1::PredictResponse>,
+    component_bytes: u64,
+) -> Result<Reply, CallError> {
+    let malformed = |problem: &str| CallError::Malformed(problem.to_owned());
+    let first = stream.message().await?.and_then(|response| response.message);
+    let Some(Message::Header(receipt)) = first else {
+        return Err(malformed("a result without a receipt"));
+    };
+    let assembler = |part| {
+        Assembler::new([(part, component_bytes)], component_bytes)
+            .map_err(|error| CallError::Malformed(error.to_string()))
+    };
+    let (mut own, mut next) = (assembler("own")?, assembler("next")?);
+    while let Some(response) = stream.message().await? {
+        let Some(Message::Chunk(chunk)) = response.message else {
+            return Err(malformed("a second receipt"));
+        };
+        let pushed = match chunk.component_slot() {
+            ComponentSlot::Own => own.push(&chunk.bytes),
+            ComponentSlot::Next => next.push(&chunk.bytes),
+            ComponentSlot::Unspecified => return Err(malformed("a chunk of no component")),
+        };
+        pushed.map_err(|error| CallError::Malformed(format!("a malformed result: {error}")))?;
+    }
+    let finish = |assembler: Assembler| match assembler.finish() {
+        Ok(mut parts) => Ok(parts.pop().map(|mut part: Zeroizing<Vec<u8>>| std::mem::take(&mut *part))),
+        Err(error) => Err(CallError::Malformed(format!("a malformed result: {error}"))),
+    };
+    let own = finish(own)?.unwrap_or_default();
+    let next = finish(next)?.unwrap_or_default();
+    Ok(Reply { receipt, components: ReleasedComponents { own, next } })
+}
+
+/// Compares the replies of servers 0, 1, 2 with what was asked and with each other, and opens the
+/// result.
+///
+/// # Errors
+/// [`AnswerError`] names the field and the servers, or the copies of a component that differ.
+pub fn open(replies: &[Reply; 3], asked: &Asked<'_>) -> Result<(Receipt, Released), AnswerError> {
+    let receipt = cross_check([0, 1, 2].map(|server: usize| &replies[server].receipt), asked)?;
+    let components = [0, 1, 2].map(|server: usize| ReleasedComponents {
+        own: replies[server].components.own.clone(),
+        next: replies[server].components.next.clone(),
+    });
+    let (rows, classes) = (receipt.rows as usize, receipt.classes);
+    let released = match receipt.release {
+        Release::Label => Released::Labels(open_labels(&components, rows, classes)?),
+        _ => {
+            let counts = open_sums(&components, rows * classes)?;
+            let counts = Array2::from_shape_vec((rows, classes), counts)
+                .expect("opening gives as many counts as it is asked for");
+            Released::Histograms(counts)
+        }
+    };
+    Ok((receipt, released))
+}
+
+/// Compares three receipts with what was asked and with each other.
+///
+/// # Errors
+/// [`AnswerError::NotAsked`] or [`AnswerError::Disagree`].
+pub fn cross_check(receipts: [&v1::Receipt; 3], asked: &Asked<'_>) -> Result<Receipt, AnswerError> {
+    let expected = expected_fields(asked);
+    for (server, receipt) in (0_u8..).zip(receipts) {
+        let got = asked_fields(receipt);
+        if let Some(index) = (0..expected.len()).find(|&index| expected[index].1 != got[index].1) {
+            return Err(AnswerError::NotAsked {
+                server,
+                field: expected[index].0,
+                expected: expected[index].1.clone(),
+                got: got[index].1.clone(),
+            });
+        }
+    }
+    let [first, ..] = receipts;
+    let reference = found_fields(first);
+    for (server, receipt) in (0_u8..).zip(receipts).skip(1) {
+        let other = found_fields(receipt);
+        if let Some(index) = (0..reference.len()).find(|&index| reference[index].1 != other[index].1) {
+            return Err(AnswerError::Disagree {
+                field: reference[index].0,
+                first: 0,
+                first_value: reference[index].1.clone(),
+                second: server,
+                second_value: other[index].1.clone(),
+            });
+        }
+    }
+    let model_set_digest =
+        <[u8; 32]>::try_from(first.model_set_digest.as_ref()).map_err(|_| AnswerError::NotAsked {
+            server: 0,
+            field: "model_set_digest",
+            expected: "32 bytes".to_owned(),
+            got: format!("{} bytes", first.model_set_digest.len()),
+        })?;
+    let spent = receipts.map(|receipt| receipt.caller_spent_nano_rho).into_iter().max();
+    let task = asked.task;
+    Ok(Receipt {
+        task: task.name.clone(),
+        epoch: task.epoch,
+        request_id: asked.request_id,
+        release: task.release,
+        rows: asked.rows,
+        classes: task.classes,
+        mechanism: task.mechanism,
+        charged: NanoRho::new(first.charged_nano_rho),
+        caller_spent: NanoRho::new(spent.unwrap_or_default()),
+        caller_cap: first.caller_cap_nano_rho.map(NanoRho::new),
+        models: first.models,
+        owners: first.owners,
+        model_set_digest,
+        replayed: receipts.iter().any(|receipt| receipt.replayed),
+        statistics: receipts.map(|receipt| receipt.statistics.unwrap_or_default()),
+    })
+}
+
+/// The encoding that belongs to a release.
+fn encoding(release: Release) -> ResultEncoding {
+    match release {
+        Release::Label => ResultEncoding::BooleanU16,
+        _ => ResultEncoding::ArithmeticU64,
+    }
+}
+
+/// What a receipt must say about the request, as text for comparison and messages.
+fn expected_fields(asked: &Asked<'_>) -> [(&'static str, String); 9] {
+    let task = asked.task;
+    [
+        ("task", task.name.clone()),
+        ("epoch", task.epoch.to_string()),
+        ("request_id", hex::encode(asked.request_id)),
+        ("release", describe_release(task.release).to_owned()),
+        ("rows", asked.rows.to_string()),
+        ("classes", task.classes.to_string()),
+        ("mechanism", describe_mechanism(task.mechanism)),
+        ("encoding", encoding(task.release).as_str_name().to_owned()),
+        // The request was made under the digest of a policy with this price.
+        (
+            "charged_nano_rho",
+            task.cost_per_row
+                .checked_mul(asked.rows.into())
+                .map_or_else(String::new, |cost| cost.units().to_string()),
+        ),
+    ]
+}
+
+fn asked_fields(receipt: &v1::Receipt) -> [(&'static str, String); 9] {
+    let release = match receipt.release() {
+        v1::Release::Label => describe_release(Release::Label),
+        v1::Release::Histogram => describe_release(Release::Histogram),
+        v1::Release::Unspecified => "unknown",
+    };
+    let mechanism = crate::task::mechanism(receipt.mechanism.as_ref());
+    [
+        ("task", receipt.task.clone()),
+        ("epoch", receipt.epoch.to_string()),
+        ("request_id", hex::encode(&receipt.request_id)),
+        ("release", release.to_owned()),
+        ("rows", receipt.rows.to_string()),
+        ("classes", receipt.classes.to_string()),
+        ("mechanism", mechanism.map_or_else(|| "unknown".to_owned(), describe_mechanism)),
+        ("encoding", receipt.encoding().as_str_name().to_owned()),
+        ("charged_nano_rho", receipt.charged_nano_rho.to_string()),
+    ]
+}
+
+/// What only the servers know, and must know alike. What the caller has spent is not among it: the
+/// caller's other requests may be charged between two servers' receipts.
+fn found_fields(receipt: &v1::Receipt) -> [(&'static str, String); 4] {
+    [
+        ("models", receipt.models.to_string()),
+        ("owners", receipt.owners.to_string()),
+        ("model_set_digest", hex::encode(&receipt.model_set_digest)),
+        ("caller_cap_nano_rho", format!("{:?}", receipt.caller_cap_nano_rho)),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use concilium_mpc::PartyIndex;
+    use ndarray::array;
+
+    use super::*;
+    use crate::task::tests::{announcement, task};
+
+    const ID: [u8; 16] = [9; 16];
+
+    /// A receipt for two rows of the test task.
+    fn receipt() -> v1::Receipt {
+        let task = announcement("digits");
+        v1::Receipt {
+            task: task.name,
+            epoch: task.epoch,
+            request_id: ID.to_vec().into(),
+            release: task.release,
+            rows: 2,
+            classes: task.classes,
+            mechanism: task.mechanism,
+            charged_nano_rho: 80_000_002,
+            caller_spent_nano_rho: 180_000_002,
+            caller_cap_nano_rho: task.caller_cap_nano_rho,
+            models: 26,
+            owners: 25,
+            model_set_digest: vec![5; 32].into(),
+            encoding: ResultEncoding::ArithmeticU64.into(),
+            replayed: false,
+            statistics: None,
+        }
+    }
+
+    /// Replies that open to `counts`.
+    fn replies(counts: &[i64]) -> [Reply; 3] {
+        let bytes = |numbers: Vec<u64>| numbers.into_iter().flat_map(u64::to_le_bytes).collect::<Vec<u8>>();
+        let masks =
+            |factor: u64| (1..=counts.len() as u64).map(|n| n.wrapping_mul(factor)).collect::<Vec<_>>();
+        let (first, second) = (masks(0x9e37_79b9_7f4a_7c15), masks(0xbf58_476d_1ce4_e5b9));
+        let third = counts
+            .iter()
+            .zip(first.iter().zip(&second))
+            .map(|(&count, (&a, &b))| (count as u64).wrapping_sub(a).wrapping_sub(b))
+            .collect();
+        let components = [bytes(first), bytes(second), bytes(third)];
+        [0, 1, 2].map(|server: usize| Reply {
+            receipt: receipt(),
+            components: ReleasedComponents {
+                own: components[server].clone(),
+                next: components[(server + 1) % 3].clone(),
+            },
+        })
+    }
+
+    fn asked(task: &Task) -> Asked<'_> {
+        Asked { task, request_id: ID, rows: 2 }
+    }
+
+    #[test]
+    fn equal_replies_are_opened() {
+        let task = task();
+        let mut replies = replies(&[20, -3, 8, 1, 30, 29]);
+        replies[1].receipt.caller_spent_nano_rho += 5;
+        replies[2].receipt.replayed = true;
+        assert_eq!(asked(&task).component_bytes(), 48);
+        let (receipt, released) = open(&replies, &asked(&task)).unwrap();
+        assert_eq!(released, Released::Histograms(array![[20, -3, 8], [1, 30, 29]]));
+        assert_eq!(released.labels(), [0, 1]);
+        assert_eq!((receipt.models, receipt.owners, receipt.replayed), (26, 25, true));
+        assert_eq!(receipt.charged, NanoRho::new(80_000_002));
+        assert_eq!(receipt.caller_spent, NanoRho::new(180_000_007));
+    }
+
+    #[test]
+    fn labels_are_opened() {
+        let mut task = task();
+        task.release = Release::Label;
+        let components = [[1_u16, 7], [3, 1], [0, 6]]
+            .map(|labels| labels.into_iter().flat_map(u16::to_le_bytes).collect::<Vec<u8>>());
+        let replies = [0, 1, 2].map(|server: usize| Reply {
+            receipt: v1::Receipt {
+                release: v1::Release::Label.into(),
+                encoding: ResultEncoding::BooleanU16.into(),
+                ..receipt()
+            },
+            components: ReleasedComponents {
+                own: components[server].clone(),
+                next: components[(server + 1) % 3].clone(),
+            },
+        });
+        let (_, released) = open(&replies, &asked(&task)).unwrap();
+        assert_eq!(released, Released::Labels(vec![2, 0]));
+        assert_eq!((released.rows(), asked(&task).component_bytes()), (2, 4));
+    }
+
+    #[test]
+    fn receipts_about_something_else_are_refused() {
+        type Change = fn(&mut v1::Receipt);
+        let changes: [(&str, Change); 9] = [
+            ("task", |receipt| receipt.task = "other".into()),
+            ("epoch", |receipt| receipt.epoch += 1),
+            ("request_id", |receipt| receipt.request_id = vec![8; 16].into()),
+            ("release", |receipt| receipt.release = v1::Release::Label.into()),
+            ("rows", |receipt| receipt.rows = 3),
+            ("classes", |receipt| receipt.classes = 4),
+            ("mechanism", |receipt| {
+                receipt.mechanism.as_mut().unwrap().parameter_millionths = 4_000_000;
+            }),
+            ("encoding", |receipt| receipt.encoding = ResultEncoding::BooleanU16.into()),
+            ("charged_nano_rho", |receipt| receipt.charged_nano_rho += 1),
+        ];
+        let task = task();
+        for (name, change) in changes {
+            for server in 0..3 {
+                let mut replies = replies(&[0; 6]);
+                change(&mut replies[server].receipt);
+                let error = open(&replies, &asked(&task)).unwrap_err();
+                let AnswerError::NotAsked { server: named, field, .. } = &error else {
+                    panic!("{error}");
+                };
+                assert_eq!((usize::from(*named), *field), (server, name), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn receipts_that_differ_are_refused() {
+        type Change = fn(&mut v1::Receipt);
+        let changes: [(&str, Change); 4] = [
+            ("models", |receipt| receipt.models = 25),
+            ("owners", |receipt| receipt.owners = 24),
+            ("model_set_digest", |receipt| receipt.model_set_digest = vec![6; 32].into()),
+            ("caller_cap_nano_rho", |receipt| receipt.caller_cap_nano_rho = None),
+        ];
+        let task = task();
+        for (name, change) in changes {
+            let mut replies = replies(&[0; 6]);
+            change(&mut replies[2].receipt);
+            let error = open(&replies, &asked(&task)).unwrap_err();
+            let AnswerError::Disagree { field, first: 0, second: 2, .. } = &error else {
+                panic!("{error}");
+            };
+            assert_eq!(*field, name, "{error}");
+        }
+        let mut replies = replies(&[0; 6]);
+        replies.iter_mut().for_each(|reply| reply.receipt.model_set_digest = vec![1; 3].into());
+        assert!(open(&replies, &asked(&task)).is_err());
+    }
+
+    #[test]
+    fn copies_that_differ_are_refused() {
+        let task = task();
+        for server in 0..3 {
+            for own in [false, true] {
+                let mut changed = replies(&[1, 2, 3, 4, 5, 6]);
+                let components = &mut changed[server].components;
+                let copy = if own { &mut components.own } else { &mut components.next };
+                copy[17] ^= 1;
+                let error = open(&changed, &asked(&task)).unwrap_err();
+                assert!(matches!(error, AnswerError::Opening(OpeningError::Inconsistent { .. })), "{error}");
+                let mut changed = replies(&[1, 2, 3, 4, 5, 6]);
+                let components = &mut changed[server].components;
+                let copy = if own { &mut components.own } else { &mut components.next };
+                copy.pop();
+                let error = open(&changed, &asked(&task)).unwrap_err();
+                let AnswerError::Opening(OpeningError::WrongLength { server: named, .. }) = error else {
+                    panic!("{error}");
+                };
+                assert_eq!(named, PartyIndex::ALL[server]);
+            }
+        }
+    }
+
+    #[test]
+    fn winners_are_the_first_of_the_largest() {
+        for (counts, label, margin) in [
+            (array![3, 9, 9, 1], 1, 0),
+            (array![5, -2, 4], 0, 1),
+            (array![-7, -2], 1, 5),
+            (array![i64::MIN, i64::MAX], 1, i64::MAX),
+            (array![i64::MIN, i64::MIN], 0, 0),
+        ] {
+            assert_eq!(winner(counts.view()), Winner { label, margin }, "{counts}");
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! What the leader knows about requests on the two other servers.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use concilium_mpc::Neighbour;
+use concilium_privacy::{RequestId, RequestKey};
+use concilium_rpc::v1::{Arrived, ArrivedRequest};
+
+/// Requests of which the other servers have their part.
+#[derive(Default)]
+pub(crate) struct Arrivals {
+    /// Whether the next and the previous server have it, and when the first of them said so.
+    requests: HashMap<RequestKey, ([bool; 2], Instant)>,
+}
+
+impl Arrivals {
+    /// Notes what a neighbour announces. Requests with ids of the wrong length can't be asked for
+    /// and are left out.
+    pub(crate) fn note(&mut self, from: Neighbour, arrived: &Arrived) {
+        for request in &arrived.requests {
+            let Ok(id) = <[u8; 16]>::try_from(&request.request_id[..]) else { continue };
+            let key = RequestKey {
+                task: request.task.clone(),
+                epoch: request.epoch,
+                client: request.client.clone(),
+                request: RequestId(id),
+            };
+            let (servers, _) = self.requests.entry(key).or_insert(([false; 2], Instant::now()));
+            servers[usize::from(from == Neighbour::Previous)] = true;
+        }
+    }
+
+    /// Whether both other servers have the request.
+    pub(crate) fn everywhere(&self, key: &RequestKey) -> bool {
+        self.requests.get(key).is_some_and(|(servers, _)| servers.iter().all(|&here| here))
+    }
+
+    /// The first of the two neighbours that does not have the request.
+    pub(crate) fn missing_on(&self, key: &RequestKey) -> Neighbour {
+        match self.requests.get(key) {
+            Some(([true, _], _)) => Neighbour::Previous,
+            _ => Neighbour::Next,
+        }
+    }
+
+    /// Forgets a request that is planned.
+    pub(crate) fn forget(&mut self, key: &RequestKey) {
+        self.requests.remove(key);
+    }
+
+    /// Forgets announcements of requests that never arrived at the leader.
+    pub(crate) fn forget_older(&mut self, age: Duration) {
+        self.requests.retain(|_, (_, since)| since.elapsed() <= age);
+    }
+}
+
+/// The announcement of these requests.
+pub(crate) fn announcement(keys: Vec<RequestKey>) -> Arrived {
+    let announce = |key: RequestKey| ArrivedRequest {
+        task: key.task,
+        epoch: key.epoch,
+        client: key.client,
+        request_id: key.request.0.to_vec().into(),
+    };
+    Arrived { requests: keys.into_iter().map(announce).collect() }
+}

@@ -1,0 +1,240 @@
+//! The owners' interface.
+
+use std::sync::Arc;
+
+use concilium_network::Architecture;
+use concilium_privacy::{Clock, SystemClock};
+use concilium_rpc::identity::{Identity, Role, check_name};
+use concilium_rpc::status::RpcError;
+use concilium_rpc::v1::compare_model_response::Outcome;
+use concilium_rpc::v1::model_store_server::ModelStore;
+use concilium_rpc::v1::peer_client::PeerClient;
+use concilium_rpc::v1::{
+    ActivateRequest, ActivateResponse, CompareModelRequest, ListModelsRequest, ListModelsResponse,
+    ModelState, UploadHeader, UploadRequest, UploadResponse, WithdrawRequest, WithdrawResponse,
+    upload_request,
+};
+use tokio_stream::StreamExt;
+use tonic::transport::Channel;
+use tonic::{Request, Response, Status, Streaming, async_trait};
+
+use crate::context::Context;
+use crate::models::{Entry, ModelKey, Upload};
+use crate::prediction::{broken, read_components, second_header};
+use crate::task::Task;
+
+/// Largest JSON of an architecture: 64 layers take far less.
+const MAXIMUM_ARCHITECTURE_BYTES: usize = 64 * 1024;
+
+/// Serves owners.
+pub struct ModelService {
+    context: Arc<Context>,
+    /// Connections to the peer ports of servers 0, 1 and 2, made on first use.
+    peers: [Channel; 3],
+}
+
+impl ModelService {
+    /// The service of this server.
+    pub fn new(context: Arc<Context>, peers: [Channel; 3]) -> Self {
+        ModelService { context, peers }
+    }
+
+    async fn store(&self, owner: &Identity, mut stream: Streaming<UploadRequest>) -> Result<Entry, RpcError> {
+        let header = match stream.message().await.map_err(broken)? {
+            Some(UploadRequest { message: Some(upload_request::Message::Header(header)) }) => header,
+            _ => {
+                return Err(RpcError::InvalidRequest {
+                    field: "header".to_owned(),
+                    problem: "must be the first message of the stream".to_owned(),
+                });
+            }
+        };
+        let task = Arc::clone(self.context.tasks.get(&header.task)?);
+        let (key, architecture, content_digest) = check_header(&task, owner, &header)?;
+        let elements = architecture.parameter_count() as u64;
+        let pieces = stream.map(|message| match message.map_err(broken)?.message {
+            Some(upload_request::Message::Chunk(chunk)) => Ok(chunk),
+            _ => Err(second_header()),
+        });
+        let announced = [("own", &header.own), ("next", &header.next)];
+        let [own, next] = read_components(announced, elements, pieces).await?;
+        let upload = Upload { key, architecture, content_digest, own, next };
+        let now = i64::try_from(SystemClock.now_ms()).unwrap_or(i64::MAX);
+        let (models, limit) = (Arc::clone(&self.context.models), self.context.limits.models_per_owner);
+        let stored = tokio::task::spawn_blocking(move || models.upload(upload, limit, now));
+        stored.await.map_err(crate::models::internal)?
+    }
+
+    /// Compares with both neighbours and makes the model ready.
+    async fn activate_model(&self, owner: &Identity, request: &ActivateRequest) -> Result<Entry, RpcError> {
+        let task = self.context.tasks.get(&request.task)?;
+        let key = key(task, owner.name(), &request.model)?;
+        let entry = self.context.models.get(&key)?;
+        if entry.content_digest != request.content_digest[..] {
+            return Err(RpcError::ModelExists { task: key.task, model: key.model });
+        }
+        match entry.state {
+            ModelState::Ready => return Ok(entry),
+            ModelState::Rejected => {
+                return Err(RpcError::ModelRejected {
+                    task: key.task,
+                    model: key.model,
+                    problem: entry.reason,
+                });
+            }
+            _ => {}
+        }
+        let here = self.context.here;
+        for (peer, component) in [(here.next(), here.next()), (here.previous(), here)] {
+            let digest = entry.component_digest(here, component.number() as u32).unwrap_or_default();
+            let question = CompareModelRequest {
+                task: key.task.clone(),
+                owner: key.owner.clone(),
+                model: key.model.clone(),
+                content_digest: entry.content_digest.to_vec().into(),
+                component_digest: digest.to_vec().into(),
+                component: component.number() as u32,
+            };
+            let unavailable = |step: String| RpcError::PeerUnavailable { peer: peer.to_string(), step };
+            let answer = PeerClient::new(self.peers[peer.number()].clone())
+                .compare_model(question)
+                .await
+                .map_err(|status| unavailable(format!("comparing the model: {}", status.message())))?;
+            match answer.into_inner().outcome() {
+                Outcome::Match => {}
+                Outcome::Mismatch => {
+                    let error = RpcError::InconsistentDealer {
+                        dealer: owner.to_string(),
+                        what: format!("model {}", key.model),
+                        component: component.number() as u8,
+                    };
+                    self.context.models.set_state(&key, ModelState::Rejected, &error.to_string())?;
+                    return Err(error);
+                }
+                _ => {
+                    let step = "it does not hold the model yet; upload it to all three servers first";
+                    return Err(unavailable(step.to_owned()));
+                }
+            }
+        }
+        let models = Arc::clone(&self.context.models);
+        let ready = tokio::task::spawn_blocking(move || models.set_state(&key, ModelState::Ready, ""));
+        ready.await.map_err(crate::models::internal)?
+    }
+}
+
+fn key(task: &Task, owner: &str, model: &str) -> Result<ModelKey, RpcError> {
+    let invalid =
+        |field: &str, problem: String| RpcError::InvalidRequest { field: field.to_owned(), problem };
+    check_name(model).map_err(|error| invalid("model", format!("is refused: {error}")))?;
+    check_name(owner).map_err(|error| invalid("owner", format!("is refused: {error}")))?;
+    Ok(ModelKey { task: task.name().to_owned(), owner: owner.to_owned(), model: model.to_owned() })
+}
+
+/// Checks everything in the header that needs no share.
+fn check_header(
+    task: &Task,
+    owner: &Identity,
+    header: &UploadHeader,
+) -> Result<(ModelKey, Architecture, [u8; 32]), RpcError> {
+    let key = key(task, owner.name(), &header.model)?;
+    let rejected = |problem: String| RpcError::ModelRejected {
+        task: key.task.clone(),
+        model: key.model.clone(),
+        problem,
+    };
+    if header.architecture.len() > MAXIMUM_ARCHITECTURE_BYTES {
+        return Err(RpcError::TooLarge {
+            what: "bytes of the architecture".to_owned(),
+            limit: MAXIMUM_ARCHITECTURE_BYTES as u64,
+            got: header.architecture.len() as u64,
+        });
+    }
+    let architecture: Architecture = serde_json::from_slice(&header.architecture)
+        .map_err(|error| rejected(format!("the architecture is no valid JSON description: {error}")))?;
+    architecture.validate().map_err(|error| rejected(error.to_string()))?;
+    let fits = [
+        ("input features", task.domain.features(), architecture.input_features),
+        ("classes", task.policy.bins, architecture.classes),
+        ("fractional bits", task.fractional_bits as usize, architecture.fractional_bits as usize),
+    ];
+    for (what, expected, got) in fits {
+        if expected != got {
+            return Err(RpcError::ShapeMismatch {
+                what: format!("model {}", key.model),
+                expected: format!("{expected} {what}"),
+                got: format!("{got} {what}"),
+            });
+        }
+    }
+    let content_digest =
+        <[u8; 32]>::try_from(&header.content_digest[..]).map_err(|_| RpcError::InvalidRequest {
+            field: "content_digest".to_owned(),
+            problem: format!("has {} bytes, not 32", header.content_digest.len()),
+        })?;
+    Ok((key, architecture, content_digest))
+}
+
+#[async_trait]
+impl ModelStore for ModelService {
+    async fn upload(
+        &self,
+        request: Request<Streaming<UploadRequest>>,
+    ) -> Result<Response<UploadResponse>, Status> {
+        let owner = self.context.allowed.authorise(&request, &[Role::Owner])?;
+        let entry = self.store(&owner, request.into_inner()).await?;
+        Ok(Response::new(UploadResponse { model: Some(entry.to_wire()) }))
+    }
+
+    async fn activate(
+        &self,
+        request: Request<ActivateRequest>,
+    ) -> Result<Response<ActivateResponse>, Status> {
+        let owner = self.context.allowed.authorise(&request, &[Role::Owner])?;
+        let entry = self.activate_model(&owner, request.get_ref()).await?;
+        tracing::info!(model = %entry.key, parameters = entry.architecture.parameter_count(), "a model is ready");
+        Ok(Response::new(ActivateResponse { model: Some(entry.to_wire()) }))
+    }
+
+    async fn list(
+        &self,
+        request: Request<ListModelsRequest>,
+    ) -> Result<Response<ListModelsResponse>, Status> {
+        let caller = self.context.allowed.authorise(&request, &[Role::Owner, Role::Operator])?;
+        let task = &request.get_ref().task;
+        if !task.is_empty() {
+            self.context.tasks.get(task)?;
+        }
+        let models = self.context.models.list(|key| {
+            (task.is_empty() || key.task == *task)
+                && (caller.role() == Role::Operator || key.owner == caller.name())
+        });
+        Ok(Response::new(ListModelsResponse { models: models.iter().map(Entry::to_wire).collect() }))
+    }
+
+    async fn withdraw(
+        &self,
+        request: Request<WithdrawRequest>,
+    ) -> Result<Response<WithdrawResponse>, Status> {
+        let caller = self.context.allowed.authorise(&request, &[Role::Owner, Role::Operator])?;
+        let WithdrawRequest { task, model, owner } = request.into_inner();
+        let task = self.context.tasks.get(&task)?;
+        let owner = match (caller.role(), owner.as_str()) {
+            (Role::Owner, "") => caller.name(),
+            (Role::Owner, named) if named != caller.name() => {
+                let error = RpcError::RoleNotAllowed {
+                    identity: caller.to_string(),
+                    needed: format!("operator, to withdraw a model of owner `{named}`"),
+                };
+                return Err(error.into());
+            }
+            (_, named) => named,
+        };
+        let key = key(task, owner, &model)?;
+        let models = Arc::clone(&self.context.models);
+        let withdrawn = tokio::task::spawn_blocking(move || models.withdraw(&key));
+        let entry = withdrawn.await.map_err(crate::models::internal).map_err(Status::from)??;
+        tracing::info!(model = %entry.key, by = %caller, "a model was withdrawn");
+        Ok(Response::new(WithdrawResponse { model: Some(entry.to_wire()) }))
+    }
+}

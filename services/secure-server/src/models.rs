@@ -1,0 +1,448 @@
+//! The owners' models on one server: durable shares, their state, and what is prepared of them.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use concilium_inference::{Ensemble, SharedModel};
+use concilium_mpc::PartyIndex;
+use concilium_mpc::input::Component;
+use concilium_network::Architecture;
+use concilium_ring::Z64;
+use concilium_rpc::lane::CompareModels;
+use concilium_rpc::status::RpcError;
+use concilium_rpc::v1::compare_model_response::Outcome;
+use concilium_rpc::v1::{self, CompareModelRequest, ModelState};
+use prost::Message;
+use redb::{Database, Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
+use thiserror::Error;
+use zeroize::Zeroize;
+
+use crate::task::Task;
+
+/// Key `task/owner/model`, none of which contains a slash; value an encoded [`StoredModel`].
+const MODELS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("models-v1");
+
+/// Why the store can't be used.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ModelStoreError {
+    /// The file can't be read or written.
+    #[error("the model store {}: {reason}; check the disk and that no other server uses the file", path.display())]
+    Storage {
+        /// The file.
+        path: PathBuf,
+        /// What the storage said.
+        reason: String,
+    },
+    /// A stored model can't be read.
+    #[error("the model store {} holds an unreadable model {key}: {reason}; withdraw it and share it again", path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// The model.
+        key: String,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// Names a model.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ModelKey {
+    /// Name of the task.
+    pub task: String,
+    /// Name of the owner.
+    pub owner: String,
+    /// Name of the model.
+    pub model: String,
+}
+
+impl fmt::Display for ModelKey {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}/{}/{}", self.task, self.owner, self.model)
+    }
+}
+
+/// A model as it lies on the disk.
+#[derive(Clone, PartialEq, Message)]
+#[prost(skip_debug)]
+struct StoredModel {
+    #[prost(string, tag = "1")]
+    task: String,
+    #[prost(string, tag = "2")]
+    owner: String,
+    #[prost(string, tag = "3")]
+    model: String,
+    /// JSON.
+    #[prost(bytes = "vec", tag = "4")]
+    architecture: Vec<u8>,
+    #[prost(bytes = "vec", tag = "5")]
+    content_digest: Vec<u8>,
+    #[prost(enumeration = "ModelState", tag = "6")]
+    state: i32,
+    #[prost(string, tag = "7")]
+    reason: String,
+    #[prost(int64, tag = "8")]
+    uploaded_at_unix_ms: i64,
+    #[prost(bool, tag = "9")]
+    own_is_seed: bool,
+    #[prost(bytes = "vec", tag = "10")]
+    own: Vec<u8>,
+    #[prost(bool, tag = "11")]
+    next_is_seed: bool,
+    #[prost(bytes = "vec", tag = "12")]
+    next: Vec<u8>,
+}
+
+impl fmt::Debug for StoredModel {
+    /// Names only: the components are secret.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("StoredModel").field("model", &self.model).finish_non_exhaustive()
+    }
+}
+
+impl Drop for StoredModel {
+    fn drop(&mut self) {
+        self.own.zeroize();
+        self.next.zeroize();
+    }
+}
+
+/// What an owner uploads.
+pub struct Upload {
+    /// Which model.
+    pub key: ModelKey,
+    /// Its public part, checked against the task.
+    pub architecture: Architecture,
+    /// Names this content of the model.
+    pub content_digest: [u8; 32],
+    /// Component i of server i.
+    pub own: Component,
+    /// Component i + 1 of server i.
+    pub next: Component,
+}
+
+/// A stored model without its components.
+#[derive(Clone)]
+pub struct Entry {
+    /// Which model.
+    pub key: ModelKey,
+    /// Its public part.
+    pub architecture: Architecture,
+    /// Names this content of the model.
+    pub content_digest: [u8; 32],
+    /// Its state on this server.
+    pub state: ModelState,
+    /// Why it is rejected, or empty.
+    pub reason: String,
+    uploaded_at_unix_ms: i64,
+    /// Digests of components i and i + 1, for comparison with the neighbours.
+    digests: [[u8; 32]; 2],
+    /// Prepared for products when the model is ready.
+    prepared: Option<Arc<SharedModel>>,
+}
+
+impl Entry {
+    /// The model as it is listed.
+    pub fn to_wire(&self) -> v1::Model {
+        v1::Model {
+            task: self.key.task.clone(),
+            model: self.key.model.clone(),
+            owner: self.key.owner.clone(),
+            state: self.state.into(),
+            reason: self.reason.clone(),
+            parameters: self.architecture.parameter_count() as u64,
+            uploaded_at_unix_ms: self.uploaded_at_unix_ms,
+            content_digest: self.content_digest.to_vec().into(),
+        }
+    }
+
+    /// The digest of this server's component `component`, if it holds that one.
+    pub fn component_digest(&self, here: PartyIndex, component: u32) -> Option<[u8; 32]> {
+        if component as usize == here.number() {
+            Some(self.digests[0])
+        } else if component as usize == here.next().number() {
+            Some(self.digests[1])
+        } else {
+            None
+        }
+    }
+}
+
+/// All models of one server.
+pub struct ModelStore {
+    here: PartyIndex,
+    path: PathBuf,
+    database: Database,
+    entries: RwLock<BTreeMap<ModelKey, Entry>>,
+}
+
+impl ModelStore {
+    /// Opens the store at `path`, creating it if it is missing, and prepares the models that are
+    /// ready.
+    ///
+    /// # Errors
+    /// [`ModelStoreError`] naming the file and the model.
+    pub fn open(here: PartyIndex, path: &Path) -> Result<Self, ModelStoreError> {
+        let storage = |reason: String| ModelStoreError::Storage { path: path.to_owned(), reason };
+        let database = Database::create(path).map_err(|error| storage(error.to_string()))?;
+        let store = ModelStore { here, path: path.to_owned(), database, entries: RwLock::default() };
+        store.write(|table| table.len().map(|_| ()))?;
+        let mut entries = BTreeMap::new();
+        let read = store.database.begin_read().map_err(|error| storage(error.to_string()))?;
+        let table = read.open_table(MODELS).map_err(|error| storage(error.to_string()))?;
+        for row in table.iter().map_err(|error| storage(error.to_string()))? {
+            let (key, value) = row.map_err(|error| storage(error.to_string()))?;
+            let corrupt = |reason: String| ModelStoreError::Corrupt {
+                path: path.to_owned(),
+                key: key.value().to_owned(),
+                reason,
+            };
+            let stored = StoredModel::decode(value.value()).map_err(|error| corrupt(error.to_string()))?;
+            let entry = load(&stored).map_err(corrupt)?;
+            entries.insert(entry.key.clone(), entry);
+        }
+        *store.entries.write().unwrap_or_else(PoisonError::into_inner) = entries;
+        Ok(store)
+    }
+
+    /// Runs one durable transaction on the table.
+    fn write(
+        &self,
+        change: impl FnOnce(&mut redb::Table<'_, &str, &[u8]>) -> Result<(), redb::StorageError>,
+    ) -> Result<(), ModelStoreError> {
+        let run = || -> Result<(), redb::Error> {
+            let mut transaction = self.database.begin_write()?;
+            transaction.set_durability(Durability::Immediate)?;
+            change(&mut transaction.open_table(MODELS)?)?;
+            Ok(transaction.commit()?)
+        };
+        run().map_err(|error| ModelStoreError::Storage { path: self.path.clone(), reason: error.to_string() })
+    }
+
+    /// Stores a model as staged. The same content again changes nothing; other content replaces a
+    /// model that is not ready.
+    ///
+    /// # Errors
+    /// [`RpcError::ModelExists`] for other content of a ready model, [`RpcError::TooLarge`] above
+    /// `models_per_owner`, [`RpcError::Internal`] when the disk fails.
+    pub fn upload(
+        &self,
+        upload: Upload,
+        models_per_owner: usize,
+        now_unix_ms: i64,
+    ) -> Result<Entry, RpcError> {
+        let Upload { key, architecture, content_digest, own, next } = upload;
+        {
+            let entries = self.read();
+            match entries.get(&key) {
+                Some(entry) if entry.content_digest == content_digest => return Ok(entry.clone()),
+                Some(entry) if entry.state == ModelState::Ready => {
+                    return Err(RpcError::ModelExists { task: key.task, model: key.model });
+                }
+                _ => {}
+            }
+            let same_owner = |other: &&ModelKey| other.task == key.task && other.owner == key.owner;
+            let others = entries.keys().filter(|other| **other != key).filter(same_owner).count();
+            if others >= models_per_owner {
+                return Err(RpcError::TooLarge {
+                    what: format!("number of models of owner {} for task {}", key.owner, key.task),
+                    limit: models_per_owner as u64,
+                    got: others as u64 + 1,
+                });
+            }
+        }
+        let stored = StoredModel {
+            task: key.task.clone(),
+            owner: key.owner.clone(),
+            model: key.model.clone(),
+            architecture: serde_json::to_vec(&architecture).map_err(internal)?,
+            content_digest: content_digest.to_vec(),
+            state: ModelState::Staged.into(),
+            reason: String::new(),
+            uploaded_at_unix_ms: now_unix_ms,
+            own_is_seed: matches!(own, Component::Seed(_)),
+            own: stored_bytes(&own),
+            next_is_seed: matches!(next, Component::Seed(_)),
+            next: stored_bytes(&next),
+        };
+        self.save(&stored).map_err(internal)?;
+        let entry = load(&stored).map_err(internal)?;
+        self.entries.write().unwrap_or_else(PoisonError::into_inner).insert(key, entry.clone());
+        Ok(entry)
+    }
+
+    fn save(&self, stored: &StoredModel) -> Result<(), ModelStoreError> {
+        let key = format!("{}/{}/{}", stored.task, stored.owner, stored.model);
+        let mut bytes = stored.encode_to_vec();
+        let saved = self.write(|table| table.insert(key.as_str(), bytes.as_slice()).map(|_| ()));
+        bytes.zeroize();
+        saved
+    }
+
+    /// Makes a staged model ready or rejected.
+    ///
+    /// # Errors
+    /// [`RpcError::UnknownModel`] when it is gone, [`RpcError::Internal`] when the disk fails.
+    pub fn set_state(&self, key: &ModelKey, state: ModelState, reason: &str) -> Result<Entry, RpcError> {
+        let name = key.to_string();
+        let read = || -> Result<Option<StoredModel>, redb::Error> {
+            let table = self.database.begin_read()?.open_table(MODELS)?;
+            let row = table.get(name.as_str())?;
+            Ok(row.and_then(|row| StoredModel::decode(row.value()).ok()))
+        };
+        let mut stored = read().map_err(internal)?.ok_or_else(|| unknown(key))?;
+        stored.state = state.into();
+        stored.reason = reason.to_owned();
+        self.save(&stored).map_err(internal)?;
+        let entry = load(&stored).map_err(internal)?;
+        self.entries.write().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), entry.clone());
+        Ok(entry)
+    }
+
+    /// Deletes a model.
+    ///
+    /// # Errors
+    /// [`RpcError::UnknownModel`] when there is none, [`RpcError::Internal`] when the disk fails.
+    pub fn withdraw(&self, key: &ModelKey) -> Result<Entry, RpcError> {
+        let entry = self.get(key)?;
+        let name = key.to_string();
+        self.write(|table| table.remove(name.as_str()).map(|_| ())).map_err(internal)?;
+        self.entries.write().unwrap_or_else(PoisonError::into_inner).remove(key);
+        Ok(entry)
+    }
+
+    /// The model of this key.
+    ///
+    /// # Errors
+    /// [`RpcError::UnknownModel`].
+    pub fn get(&self, key: &ModelKey) -> Result<Entry, RpcError> {
+        self.read().get(key).cloned().ok_or_else(|| unknown(key))
+    }
+
+    /// All models for which `wanted` holds, by task, owner and name.
+    pub fn list(&self, wanted: impl Fn(&ModelKey) -> bool) -> Vec<Entry> {
+        self.read().values().filter(|entry| wanted(&entry.key)).cloned().collect()
+    }
+
+    /// The ready models of a task in the order of evaluation.
+    pub fn ready(&self, task: &str) -> Vec<Entry> {
+        let ready = |entry: &&Entry| entry.key.task == task && entry.state == ModelState::Ready;
+        self.read().values().filter(ready).cloned().collect()
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<ModelKey, Entry>> {
+        self.entries.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl CompareModels for ModelStore {
+    fn compare(&self, _caller: u8, request: &CompareModelRequest) -> Outcome {
+        let key = ModelKey {
+            task: request.task.clone(),
+            owner: request.owner.clone(),
+            model: request.model.clone(),
+        };
+        let Ok(entry) = self.get(&key) else { return Outcome::Unknown };
+        if entry.content_digest != request.content_digest[..] {
+            return Outcome::Unknown;
+        }
+        match entry.component_digest(self.here, request.component) {
+            Some(digest) if digest == request.component_digest[..] => Outcome::Match,
+            _ => Outcome::Mismatch,
+        }
+    }
+}
+
+/// A digest of which models take part, equal on all servers that hold the same.
+pub fn model_set_digest<'a>(models: impl Iterator<Item = (&'a str, &'a str, &'a [u8])>) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new_derive_key("concilium v1 model set");
+    for (owner, model, content) in models {
+        for part in [owner.as_bytes(), model.as_bytes(), content] {
+            hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
+        }
+    }
+    *hasher.finalize().as_bytes()
+}
+
+/// The models that answer a task together.
+///
+/// # Errors
+/// [`RpcError::NoModels`] when there is none, [`RpcError::Internal`] when one does not fit the task,
+/// which uploading has excluded.
+pub fn ensemble(task: &Task, entries: &[Entry]) -> Result<Ensemble, RpcError> {
+    if entries.is_empty() {
+        return Err(RpcError::NoModels { task: task.name().to_owned() });
+    }
+    let models = entries.iter().filter_map(|entry| entry.prepared.clone()).collect();
+    Ensemble::new(models, task.domain.features(), task.policy.bins, task.fractional_bits).map_err(internal)
+}
+
+fn unknown(key: &ModelKey) -> RpcError {
+    let ModelKey { task, owner, model } = key.clone();
+    RpcError::UnknownModel { task, model, owner }
+}
+
+pub(crate) fn internal(error: impl fmt::Display) -> RpcError {
+    RpcError::Internal { problem: error.to_string() }
+}
+
+fn stored_bytes(component: &Component) -> Vec<u8> {
+    match component {
+        Component::Seed(seed) => seed.to_vec(),
+        Component::Data(bytes) => bytes.clone(),
+    }
+}
+
+fn from_stored(is_seed: bool, bytes: &[u8]) -> Result<Component, String> {
+    if is_seed {
+        let seed = bytes.try_into().map_err(|_| "a seed has the wrong length".to_owned())?;
+        Ok(Component::Seed(seed))
+    } else {
+        Ok(Component::Data(bytes.to_vec()))
+    }
+}
+
+/// Reads a stored model and, if it is ready, prepares it for evaluation.
+fn load(stored: &StoredModel) -> Result<Entry, String> {
+    let architecture: Architecture =
+        serde_json::from_slice(&stored.architecture).map_err(|error| error.to_string())?;
+    architecture.validate().map_err(|error| error.to_string())?;
+    let key =
+        ModelKey { task: stored.task.clone(), owner: stored.owner.clone(), model: stored.model.clone() };
+    let content_digest: [u8; 32] = stored
+        .content_digest
+        .as_slice()
+        .try_into()
+        .map_err(|_| "the content digest has the wrong length".to_owned())?;
+    let own = from_stored(stored.own_is_seed, &stored.own)?;
+    let next = from_stored(stored.next_is_seed, &stored.next)?;
+    let mut context = blake3::Hasher::new_derive_key("concilium v1 model component");
+    context.update(key.to_string().as_bytes()).update(&content_digest);
+    let context = *context.finalize().as_bytes();
+    let state = stored.state();
+    let prepared = if state == ModelState::Ready {
+        let count = architecture.parameter_count();
+        let expand =
+            |component: &Component| component.expand::<Z64>(count).map_err(|error| error.to_string());
+        let (mut own, mut next) = (expand(&own)?, expand(&next)?);
+        let model = SharedModel::new(architecture.clone(), &own, &next).map_err(|error| error.to_string());
+        own.zeroize();
+        next.zeroize();
+        Some(Arc::new(model?))
+    } else {
+        None
+    };
+    Ok(Entry {
+        key,
+        architecture,
+        content_digest,
+        state,
+        reason: stored.reason.clone(),
+        uploaded_at_unix_ms: stored.uploaded_at_unix_ms,
+        digests: [own.digest(&context), next.digest(&context)],
+        prepared,
+    })
+}

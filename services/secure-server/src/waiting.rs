@@ -1,0 +1,243 @@
+//! Requests whose parts have arrived at this server and that wait for a batch.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use concilium_mpc::input::Component;
+use concilium_privacy::{ContentDigest, RequestKey};
+use concilium_rpc::status::RpcError;
+use tokio::sync::{Notify, oneshot};
+
+use crate::answer::Answer;
+
+/// When to come back, told to a client that finds the room full.
+const RETRY_AFTER_MS: u64 = 200;
+
+/// This server's part of one request.
+pub struct Waiting {
+    /// Who asked, and under which id.
+    pub key: RequestKey,
+    /// Digest of everything that this server was sent: a repeat must be equal.
+    pub content: ContentDigest,
+    /// Digest of the public part, equal on all three servers.
+    pub public: [u8; 32],
+    /// Rows of the request.
+    pub rows: u32,
+    /// Component i of server i.
+    pub own: Component,
+    /// Component i + 1 of server i.
+    pub next: Component,
+    /// When it arrived here.
+    pub arrived: Instant,
+    /// Where the answer goes.
+    pub respond: oneshot::Sender<Result<Answer, RpcError>>,
+}
+
+impl Waiting {
+    /// Digests of components i and i + 1, for comparison with the neighbours.
+    pub fn component_digests(&self) -> [[u8; 32]; 2] {
+        [self.own.digest(&self.public), self.next.digest(&self.public)]
+    }
+
+    /// Sends the answer or refusal. A client that has gone away can ask again under the same id.
+    pub fn finish(self, outcome: Result<Answer, RpcError>) {
+        let _ = self.respond.send(outcome);
+    }
+}
+
+#[derive(Default)]
+struct Inner {
+    /// In order of arrival; may name requests that have left.
+    order: VecDeque<RequestKey>,
+    requests: HashMap<RequestKey, Waiting>,
+    /// Arrivals of which the leader has not been told.
+    unannounced: Vec<RequestKey>,
+    /// Counts arrivals.
+    arrivals: u64,
+}
+
+impl Inner {
+    /// Forgets the places of requests that have left, when there are too many of them.
+    fn tidy(&mut self) {
+        let Inner { order, requests, unannounced, .. } = self;
+        if order.len() > 2 * requests.len() + 64 {
+            order.retain(|key| requests.contains_key(key));
+        }
+        if unannounced.len() > 2 * requests.len() + 64 {
+            unannounced.retain(|key| requests.contains_key(key));
+        }
+    }
+}
+
+/// The requests that wait on one server.
+pub struct WaitingRoom {
+    inner: Mutex<Inner>,
+    changed: Notify,
+    capacity: usize,
+}
+
+/// A place in the room; giving it up (the client has gone away) withdraws the request.
+pub struct Place {
+    room: Arc<WaitingRoom>,
+    key: RequestKey,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.room.lock().requests.remove(&self.key);
+    }
+}
+
+impl WaitingRoom {
+    /// A room for `capacity` requests.
+    pub fn new(capacity: usize) -> Self {
+        WaitingRoom { inner: Mutex::default(), changed: Notify::new(), capacity }
+    }
+
+    /// Nothing panics while it holds the lock, so a poisoned lock still guards a sound state.
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a request in.
+    ///
+    /// # Errors
+    /// [`RpcError::InProgress`] when the id waits already, [`RpcError::Overloaded`] when the room
+    /// is full.
+    pub fn enter(self: &Arc<Self>, waiting: Waiting) -> Result<Place, RpcError> {
+        let key = waiting.key.clone();
+        {
+            let mut inner = self.lock();
+            if inner.requests.contains_key(&key) {
+                return Err(RpcError::InProgress { request_id: key.request.to_string() });
+            }
+            if inner.requests.len() >= self.capacity {
+                return Err(RpcError::Overloaded {
+                    what: format!("the queue of {} requests", self.capacity),
+                    retry_after_ms: RETRY_AFTER_MS,
+                });
+            }
+            inner.order.push_back(key.clone());
+            inner.unannounced.push(key.clone());
+            inner.requests.insert(key.clone(), waiting);
+            inner.arrivals += 1;
+            inner.tidy();
+        }
+        self.changed.notify_waiters();
+        Ok(Place { room: Arc::clone(self), key })
+    }
+
+    /// How many requests wait for a task.
+    pub fn count(&self, task: &str) -> usize {
+        self.lock().requests.keys().filter(|key| key.task == task).count()
+    }
+
+    /// The task of the oldest request for which `ready` holds and, in order of arrival, the keys of
+    /// such requests of that task that fit in `maximum_rows` together. The oldest is always among
+    /// them. They stay in the room.
+    pub fn next_batch(
+        &self,
+        maximum_rows: usize,
+        ready: impl Fn(&RequestKey) -> bool,
+    ) -> Option<(String, Vec<RequestKey>)> {
+        let mut inner = self.lock();
+        let Inner { order, requests, .. } = &mut *inner;
+        order.retain(|key| requests.contains_key(key));
+        let task = order.iter().find(|key| ready(key))?.task.clone();
+        let mut rows = 0;
+        let mut batch = Vec::new();
+        for key in order.iter().filter(|key| key.task == task && ready(key)) {
+            rows += requests[key].rows as usize;
+            if rows > maximum_rows && !batch.is_empty() {
+                break;
+            }
+            batch.push(key.clone());
+        }
+        Some((task, batch))
+    }
+
+    /// Rows of the requests for which `ready` holds.
+    pub fn rows(&self, ready: impl Fn(&RequestKey) -> bool) -> usize {
+        let inner = self.lock();
+        inner
+            .requests
+            .values()
+            .filter(|waiting| ready(&waiting.key))
+            .map(|waiting| waiting.rows as usize)
+            .sum()
+    }
+
+    /// Takes the requests out that arrived more than `age` ago and for which `wanted` holds.
+    pub fn take_older(&self, age: Duration, wanted: impl Fn(&RequestKey) -> bool) -> Vec<Waiting> {
+        let mut inner = self.lock();
+        let old = |waiting: &&Waiting| waiting.arrived.elapsed() > age && wanted(&waiting.key);
+        let keys: Vec<_> = inner.requests.values().filter(old).map(|waiting| waiting.key.clone()).collect();
+        keys.iter().filter_map(|key| inner.requests.remove(key)).collect()
+    }
+
+    /// The arrivals of which the leader has not been told yet.
+    pub fn take_unannounced(&self) -> Vec<RequestKey> {
+        let mut inner = self.lock();
+        let Inner { requests, unannounced, .. } = &mut *inner;
+        std::mem::take(unannounced).into_iter().filter(|key| requests.contains_key(key)).collect()
+    }
+
+    /// Lets everything be announced again: the leader forgets arrivals with the connection.
+    pub fn announce_again(&self) {
+        let mut inner = self.lock();
+        inner.unannounced = inner.requests.keys().cloned().collect();
+    }
+
+    /// Takes a request out of the room, if it is there and its client still waits.
+    pub fn take(&self, key: &RequestKey) -> Option<Waiting> {
+        self.lock().requests.remove(key).filter(|waiting| !waiting.respond.is_closed())
+    }
+
+    /// Puts a request back that was taken and will be planned again, unless its client has gone.
+    pub fn put_back(&self, waiting: Waiting) {
+        if waiting.respond.is_closed() {
+            return;
+        }
+        let mut inner = self.lock();
+        inner.order.push_front(waiting.key.clone());
+        inner.requests.insert(waiting.key.clone(), waiting);
+        drop(inner);
+        self.changed.notify_waiters();
+    }
+
+    /// Fails all waiting requests.
+    pub fn fail_all(&self, error: &RpcError) {
+        let requests: Vec<_> = self.lock().requests.drain().map(|(_, waiting)| waiting).collect();
+        requests.into_iter().for_each(|waiting| waiting.finish(Err(error.clone())));
+    }
+
+    /// Waits until `wanted` holds.
+    async fn wait_until(&self, wanted: impl Fn(&Inner) -> bool) {
+        loop {
+            // Registered before looking, so that an arrival in between is not missed.
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if wanted(&self.lock()) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// How many requests have arrived so far.
+    pub fn arrivals(&self) -> u64 {
+        self.lock().arrivals
+    }
+
+    /// Waits until more than `seen` requests have arrived.
+    pub async fn wait_for_arrival(&self, seen: u64) {
+        self.wait_until(|inner| inner.arrivals > seen).await;
+    }
+
+    /// Waits until there is an arrival of which the leader has not been told.
+    pub async fn wait_for_unannounced(&self) {
+        self.wait_until(|inner| !inner.unannounced.is_empty()).await;
+    }
+}
