@@ -15,17 +15,9 @@ pub(crate) struct Arrivals {
 }
 
 impl Arrivals {
-    /// Notes what a neighbour announces. Requests with ids of the wrong length can't be asked for
-    /// and are left out.
+    /// Notes what a neighbour announces.
     pub(crate) fn note(&mut self, from: Neighbour, arrived: &Arrived) {
-        for request in &arrived.requests {
-            let Ok(id) = <[u8; 16]>::try_from(&request.request_id[..]) else { continue };
-            let key = RequestKey {
-                task: request.task.clone(),
-                epoch: request.epoch,
-                client: request.client.clone(),
-                request: RequestId(id),
-            };
+        for key in named(&arrived.requests) {
             let (servers, _) = self.requests.entry(key).or_insert(([false; 2], Instant::now()));
             servers[usize::from(from == Neighbour::Previous)] = true;
         }
@@ -55,13 +47,26 @@ impl Arrivals {
     }
 }
 
-/// The announcement of these requests.
-pub(crate) fn announcement(keys: Vec<RequestKey>) -> Arrived {
-    let announce = |key: RequestKey| ArrivedRequest {
+/// The requests that a neighbour names. Those with ids of the wrong length can't be asked for and
+/// are left out.
+pub(crate) fn named(requests: &[ArrivedRequest]) -> impl Iterator<Item = RequestKey> + '_ {
+    requests.iter().filter_map(|request| {
+        Some(RequestKey {
+            task: request.task.clone(),
+            epoch: request.epoch,
+            client: request.client.clone(),
+            request: RequestId(<[u8; 16]>::try_from(&request.request_id[..]).ok()?),
+        })
+    })
+}
+
+/// These requests as they travel.
+pub(crate) fn to_wire(keys: Vec<RequestKey>) -> Vec<ArrivedRequest> {
+    let name = |key: RequestKey| ArrivedRequest {
         task: key.task,
         epoch: key.epoch,
         client: key.client,
         request_id: key.request.0.to_vec().into(),
     };
-    Arrived { requests: keys.into_iter().map(announce).collect() }
+    keys.into_iter().map(name).collect()
 }

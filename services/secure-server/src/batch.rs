@@ -317,7 +317,7 @@ fn carry_out(
 }
 
 /// The kept result of a request that all three servers have committed.
-fn replay(context: &Context, waiting: &Waiting) -> Result<Answer, RpcError> {
+pub(crate) fn replay(context: &Context, waiting: &Waiting) -> Result<Answer, RpcError> {
     match context.ledger.lookup(&waiting.key, &waiting.content).map_err(ledger_error)? {
         Lookup::Held { result, .. } => {
             let answer = Answer::from_stored(&result)?;

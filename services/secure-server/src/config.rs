@@ -313,3 +313,74 @@ impl TaskFile {
         toml::from_str(&text).map_err(|error| failed(error.to_string()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    const SERVER: &str = r#"
+        listen = "127.0.0.1:7400"
+        peer_listen = "127.0.0.1:7410"
+        peers = ["a:7410", "b:7410", "c:7410"]
+        data_directory = "data"
+        tasks_file = "tasks.toml"
+        [tls]
+        ca = "ca.pem"
+        certificate = "server-0.pem"
+        key = "/keys/server-0.key"
+    "#;
+
+    fn load(text: &str, variables: &[(&str, &str)]) -> Result<ServerConfig, ConfigError> {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("server.toml");
+        std::fs::write(&path, text).expect("the folder is writable");
+        let variables: HashMap<String, String> =
+            variables.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        ServerConfig::load_with(&path, variables)
+    }
+
+    #[test]
+    fn files_have_defaults_and_paths_start_at_the_file() {
+        let config = load(SERVER, &[]).expect("the sample is good");
+        assert_eq!(config.limits.batch_rows, LimitSection::default().batch_rows);
+        assert!(config.identities.owners.is_empty(), "nobody is served unless the file says so");
+        assert!(config.tasks_file.ends_with("tasks.toml") && config.tasks_file.is_absolute());
+        assert_eq!(config.tls.key, Path::new("/keys/server-0.key"));
+    }
+
+    #[test]
+    fn variables_win_over_the_file() {
+        let variables = [
+            ("CONCILIUM_LIMITS__BATCH_ROWS", "64"),
+            ("CONCILIUM_IDENTITIES__CLIENTS", "alice,bob"),
+            ("CONCILIUM_LISTEN", "0.0.0.0:9000"),
+        ];
+        let config = load(SERVER, &variables).expect("the variables are good");
+        assert_eq!(config.limits.batch_rows, 64);
+        assert_eq!(config.identities.clients, ["alice", "bob"]);
+        assert_eq!(config.listen.port(), 9000);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let message = |text: &str, variables: &[(&str, &str)]| {
+            load(text, variables).expect_err("a mistake").to_string()
+        };
+        assert!(message(&SERVER.replace("listen =", "lisen ="), &[]).contains("lisen"));
+        assert!(message(&format!("{SERVER}\n[limits]\nbatch_row = 3"), &[]).contains("batch_row"));
+        assert!(message(SERVER, &[("CONCILIUM_LIMITS__BATCHROWS", "3")]).contains("batchrows"));
+        let text = message(&format!("{SERVER}\n[limits]\nbatch_rows = 0"), &[]);
+        assert!(text.contains("limits.batch_rows") && text.contains("1 to 4096"), "{text}");
+        let text = message(&format!("{SERVER}\n[identities]\noperators = [\"*\"]"), &[]);
+        assert!(text.contains("identities.operators"), "{text}");
+        assert!(message(&SERVER.replace("\"c:7410\"", ""), &[]).contains("peers"));
+        assert!(
+            ServerConfig::load(Path::new("/nowhere/server.toml"))
+                .expect_err("no file")
+                .to_string()
+                .contains("nowhere")
+        );
+    }
+}

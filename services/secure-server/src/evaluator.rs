@@ -9,11 +9,11 @@ use concilium_mpc::{Neighbour, PartyIndex};
 use concilium_rpc::lane::{Lane, LaneError, LaneEvent};
 use concilium_rpc::status::RpcError;
 use concilium_rpc::v1::lane_frame::Frame;
-use concilium_rpc::v1::{ComponentDigests, LaneFrame};
+use concilium_rpc::v1::{Arrived, ComponentDigests, LaneFrame, Released};
 
 use tokio::sync::oneshot;
 
-use crate::arrivals::{Arrivals, announcement};
+use crate::arrivals::{Arrivals, named, to_wire};
 use crate::batch;
 use crate::context::Context;
 
@@ -95,6 +95,20 @@ impl Link<'_> {
         self.lane.flush(patience).map_err(|error| self.fail(&error, "take a message"))
     }
 
+    /// Tells the others what they have not been told.
+    fn tell(&mut self) -> Result<(), Failure> {
+        let replayed = to_wire(self.context.room.take_replayed());
+        if !replayed.is_empty() {
+            self.send_both(Frame::Released(Released { requests: replayed }))?;
+        }
+        let leader = PartyIndex::ALL[0];
+        let arrived = to_wire(self.context.room.take_unannounced());
+        if self.context.here != leader && !arrived.is_empty() {
+            self.send(self.neighbour_of(leader), Frame::Arrived(Arrived { requests: arrived }))?;
+        }
+        self.flush()
+    }
+
     /// Waits for the other follower's digests of a batch, which may have come before the plan.
     pub(crate) fn receive_digests(
         &mut self,
@@ -124,6 +138,7 @@ impl Link<'_> {
             match frame.frame {
                 // A follower that had not read the plan yet when it announced more.
                 Some(Frame::Arrived(arrived)) => self.arrivals.note(from, &arrived),
+                Some(Frame::Released(released)) => release_kept(self.context, &released),
                 _ => break frame,
             }
         };
@@ -170,6 +185,8 @@ pub fn run(mut lane: Lane, context: &Context, stop: &AtomicBool) {
             context.lane.note_error(failure.reason.clone());
             context.lane.count_failure();
             tracing::warn!(server = %context.here, reason = %failure.reason, "gave up the links to the other servers");
+            // What waits here may be unknown to the others by now: the clients ask again.
+            context.room.fail_all(&context.lane.failure());
         }
         lane.disconnect();
     }
@@ -232,7 +249,11 @@ fn serve_as_leader(link: &mut Link<'_>, context: &Context, stop: &AtomicBool) ->
             LaneEvent::Frame(from, LaneFrame { frame: Some(Frame::Arrived(arrived)) }) => {
                 link.arrivals.note(from, &arrived);
             }
-            LaneEvent::Other(()) | LaneEvent::TimedOut => {}
+            LaneEvent::Frame(_, LaneFrame { frame: Some(Frame::Released(released)) }) => {
+                release_kept(context, &released);
+            }
+            LaneEvent::Other(()) => link.tell()?,
+            LaneEvent::TimedOut => {}
             event => return Err(unexpected(link, event)),
         }
     }
@@ -256,12 +277,11 @@ fn give_up_incomplete(link: &mut Link<'_>, context: &Context) {
 fn serve_as_follower(link: &mut Link<'_>, context: &Context, stop: &AtomicBool) -> Result<(), Failure> {
     let leader = link.neighbour_of(PartyIndex::ALL[0]);
     while !stop.load(Ordering::Relaxed) {
-        let event = link.lane.next_event(context.room.wait_for_unannounced(), TICK);
+        let event = link.lane.next_event(context.room.wait_for_news(), TICK);
         match event.map_err(|error| link.fail(&error, "stay connected"))? {
-            LaneEvent::Other(()) => {
-                let arrived = announcement(context.room.take_unannounced());
-                link.send(leader, Frame::Arrived(arrived))?;
-                link.flush()?;
+            LaneEvent::Other(()) => link.tell()?,
+            LaneEvent::Frame(_, LaneFrame { frame: Some(Frame::Released(released)) }) => {
+                release_kept(context, &released);
             }
             LaneEvent::Frame(from, LaneFrame { frame: Some(Frame::Plan(plan)) }) if from == leader => {
                 batch::follow(link, context, plan)?;
@@ -276,6 +296,16 @@ fn serve_as_follower(link: &mut Link<'_>, context: &Context, stop: &AtomicBool) 
         }
     }
     Ok(())
+}
+
+/// Another server has released its part of these results, so all three hold them committed: this
+/// server releases its part to the clients that wait for it.
+fn release_kept(context: &Context, released: &Released) {
+    for waiting in context.room.note_released(named(&released.requests)) {
+        let outcome = batch::replay(context, &waiting);
+        waiting.finish(outcome);
+    }
+    context.room.forget_released(Duration::from_millis(context.limits.request_timeout_ms));
 }
 
 fn unexpected(link: &Link<'_>, event: LaneEvent<()>) -> Failure {

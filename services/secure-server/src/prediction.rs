@@ -20,7 +20,7 @@ use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use crate::answer::Answer;
-use crate::batch::{content_digest, ledger_error};
+use crate::batch::{content_digest, ledger_error, replay};
 use crate::context::Context;
 use crate::models::internal;
 use crate::task::Task;
@@ -88,6 +88,12 @@ impl PredictionService {
         let (respond, answer) = oneshot::channel();
         waiting.respond = respond;
         let place = context.room.enter(waiting)?;
+        // Looked up only now: what another server tells from here on finds the request in the room.
+        if let Some(waiting) = context.room.take_released(&key) {
+            let context = Arc::clone(context);
+            let replayed = tokio::task::spawn_blocking(move || replay(&context, &waiting));
+            return replayed.await.map_err(internal)?;
+        }
         let patience = Duration::from_millis(context.limits.request_timeout_ms);
         let outcome = tokio::time::timeout(patience, answer).await;
         drop(place);
@@ -109,7 +115,10 @@ impl PredictionService {
         let (ledger, key, content) = (Arc::clone(&self.context.ledger), waiting.key.clone(), waiting.content);
         let found = tokio::task::spawn_blocking(move || ledger.lookup(&key, &content));
         match found.await.map_err(internal)?.map_err(ledger_error)? {
-            Lookup::Held { result, released: true } => Answer::from_stored(&result).map(Some),
+            Lookup::Held { result, released: true } => {
+                self.context.room.note_replay(&waiting.key);
+                Answer::from_stored(&result).map(Some)
+            }
             // Not known to be released: the three servers agree on it like on a batch.
             Lookup::Held { .. } | Lookup::New => Ok(None),
         }

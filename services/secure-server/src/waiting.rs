@@ -53,6 +53,10 @@ struct Inner {
     requests: HashMap<RequestKey, Waiting>,
     /// Arrivals of which the leader has not been told.
     unannounced: Vec<RequestKey>,
+    /// Kept results that were sent again, of which the other servers have not been told.
+    replayed: Vec<RequestKey>,
+    /// Results that another server has released, and when it said so.
+    released_elsewhere: HashMap<RequestKey, Instant>,
     /// Counts arrivals.
     arrivals: u64,
 }
@@ -231,13 +235,145 @@ impl WaitingRoom {
         self.lock().arrivals
     }
 
-    /// Waits until more than `seen` requests have arrived.
+    /// Waits until more than `seen` requests have arrived, or the others are to be told of a replay.
     pub async fn wait_for_arrival(&self, seen: u64) {
-        self.wait_until(|inner| inner.arrivals > seen).await;
+        self.wait_until(|inner| inner.arrivals > seen || !inner.replayed.is_empty()).await;
     }
 
-    /// Waits until there is an arrival of which the leader has not been told.
-    pub async fn wait_for_unannounced(&self) {
-        self.wait_until(|inner| !inner.unannounced.is_empty()).await;
+    /// Waits until there is something of which the other servers have not been told.
+    pub async fn wait_for_news(&self) {
+        self.wait_until(|inner| !inner.unannounced.is_empty() || !inner.replayed.is_empty()).await;
+    }
+
+    /// Notes that a kept result was sent again. All three servers hold it, but after a crash one of
+    /// the others may not know that it may release its part: it is told.
+    pub fn note_replay(&self, key: &RequestKey) {
+        self.lock().replayed.push(key.clone());
+        self.changed.notify_waiters();
+    }
+
+    /// The replays of which the other servers have not been told yet.
+    pub fn take_replayed(&self) -> Vec<RequestKey> {
+        std::mem::take(&mut self.lock().replayed)
+    }
+
+    /// Notes that another server has released results, and takes those requests out that wait here.
+    pub fn note_released(&self, keys: impl Iterator<Item = RequestKey>) -> Vec<Waiting> {
+        let mut inner = self.lock();
+        let mut waiting = Vec::new();
+        for key in keys {
+            waiting.extend(inner.requests.remove(&key));
+            inner.released_elsewhere.insert(key, Instant::now());
+        }
+        waiting
+    }
+
+    /// Takes a request out that waits here although another server has released its result.
+    pub fn take_released(&self, key: &RequestKey) -> Option<Waiting> {
+        let mut inner = self.lock();
+        inner.released_elsewhere.contains_key(key).then(|| inner.requests.remove(key)).flatten()
+    }
+
+    /// Forgets releases of which the others told more than `age` ago.
+    pub fn forget_released(&self, age: Duration) {
+        self.lock().released_elsewhere.retain(|_, since| since.elapsed() <= age);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use concilium_privacy::RequestId;
+
+    use super::*;
+
+    type Outcome = oneshot::Receiver<Result<Answer, RpcError>>;
+
+    fn request(task: &str, number: u8, rows: u32) -> (Waiting, Outcome) {
+        let (respond, outcome) = oneshot::channel();
+        let waiting = Waiting {
+            key: RequestKey {
+                task: task.to_owned(),
+                epoch: 1,
+                client: "alice".to_owned(),
+                request: RequestId([number; 16]),
+            },
+            content: ContentDigest([0; 32]),
+            public: [0; 32],
+            rows,
+            own: Component::Seed([0; 32]),
+            next: Component::Seed([0; 32]),
+            arrived: Instant::now(),
+            respond,
+        };
+        (waiting, outcome)
+    }
+
+    fn numbers(batch: Option<(String, Vec<RequestKey>)>) -> Vec<u8> {
+        batch.map(|(_, keys)| keys.iter().map(|key| key.request.0[0]).collect()).unwrap_or_default()
+    }
+
+    #[test]
+    fn batches_are_of_one_task_in_order_of_arrival_and_bounded() {
+        let room = Arc::new(WaitingRoom::new(10));
+        let mut kept = Vec::new();
+        for (task, number, rows) in [("a", 1, 3), ("b", 2, 1), ("a", 3, 4), ("a", 4, 2)] {
+            let (waiting, outcome) = request(task, number, rows);
+            kept.push((room.enter(waiting).expect("there is room"), outcome));
+        }
+        assert_eq!(numbers(room.next_batch(100, |_| true)), [1, 3, 4]);
+        assert_eq!(numbers(room.next_batch(7, |_| true)), [1, 3]);
+        // The oldest runs even if it is larger than a batch should be.
+        assert_eq!(numbers(room.next_batch(2, |_| true)), [1]);
+        assert_eq!(numbers(room.next_batch(100, |key| key.request.0[0] != 1)), [2]);
+        assert_eq!(room.rows(|key| key.task == "a"), 9);
+        // A client that goes away withdraws its request.
+        kept.remove(0);
+        assert_eq!(numbers(room.next_batch(100, |_| true)), [2]);
+        assert_eq!(room.count("a"), 2);
+    }
+
+    #[test]
+    fn the_same_id_and_one_too_many_are_refused() {
+        let room = Arc::new(WaitingRoom::new(2));
+        let (waiting, _outcome) = request("a", 1, 1);
+        let _place = room.enter(waiting).expect("there is room");
+        let (waiting, _) = request("a", 1, 1);
+        assert_eq!(
+            room.enter(waiting).err().map(|error| error.reason().to_owned()),
+            Some("IN_PROGRESS".into())
+        );
+        let (waiting, _outcome) = request("a", 2, 1);
+        let _other = room.enter(waiting).expect("there is room");
+        let (waiting, _) = request("a", 3, 1);
+        let refusal = room.enter(waiting).err().expect("the room is full");
+        assert_eq!(refusal.reason(), "OVERLOADED");
+        assert!(refusal.retryable());
+    }
+
+    #[test]
+    fn arrivals_are_announced_once_and_again_on_demand() {
+        let room = Arc::new(WaitingRoom::new(10));
+        let (waiting, _outcome) = request("a", 1, 1);
+        let place = room.enter(waiting).expect("there is room");
+        assert_eq!(room.take_unannounced().len(), 1);
+        assert!(room.take_unannounced().is_empty());
+        room.announce_again();
+        assert_eq!(room.take_unannounced().len(), 1);
+        room.announce_again();
+        drop(place);
+        assert!(room.take_unannounced().is_empty(), "a request that has left is not announced");
+    }
+
+    #[test]
+    fn requests_without_a_client_are_not_taken_or_put_back() {
+        let room = Arc::new(WaitingRoom::new(10));
+        let (waiting, outcome) = request("a", 1, 1);
+        let key = waiting.key.clone();
+        let place = room.enter(waiting).expect("there is room");
+        let taken = room.take(&key).expect("it waits");
+        drop(outcome);
+        room.put_back(taken);
+        assert!(room.take(&key).is_none());
+        drop(place);
     }
 }

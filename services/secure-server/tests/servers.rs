@@ -175,7 +175,7 @@ async fn hostile_and_mistaken_requests_are_refused_and_the_servers_go_on() {
     let (first, second) = tokio::join!(asked.send_to(&client, 0), async {
         tokio::time::timeout(Duration::from_secs(5), asked.send_to(&client, 2)).await
     });
-    let refusal = first.err().expect("server 1 has no part");
+    let refusal = first.map(|_| ()).expect_err("server 1 has no part");
     assert_eq!(refusal.reason(), "PEER_UNAVAILABLE");
     assert!(refusal.to_string().contains("server 1"), "{refusal}");
     drop(second);
@@ -345,4 +345,55 @@ async fn models_are_compared_listed_withdrawn_and_replaced() {
     let refusal = huge.send_to(&owner, 0).await.expect_err("too large");
     assert_eq!(refusal.reason(), "MODEL_REJECTED");
     assert!(refusal.to_string().contains("99999999"), "{refusal}");
+}
+
+/// A server is killed at some moment of a batch, again and again. Clients repeat under the same id
+/// until they are answered. Every answer must be whole, a repeat must give the same bytes, and every
+/// server must have charged at least what was answered: crashes may cost budget, never save it.
+#[tokio::test(flavor = "multi_thread")]
+async fn crashes_at_any_moment_never_unspend_or_answer_twice() {
+    const CRASHES: usize = 9;
+    let mut world = World::start("1000").await;
+    let owner = world.member(Role::Owner, "ward");
+    for model in 0..20 {
+        share_model(&owner, &format!("m{model}"), &shifted_network(2)).await;
+    }
+    let client = world.member(Role::Client, "alice");
+    let task = client.task(0, "votes").await;
+    let mut answered = 0;
+    for crash in 0..CRASHES {
+        let asked = query(&task, &rows(3));
+        let killed = crash % 3;
+        let sent = {
+            let (asked, client) = (asked.clone(), Caller::new(&client.config));
+            tokio::spawn(async move { asked.send(&client).await.map(|part| part.is_ok()) })
+        };
+        // Anywhere between before the first share arrives and after the last result has left.
+        tokio::time::sleep(Duration::from_millis(3 * crash as u64)).await;
+        world.cluster.kill_server(killed);
+        world.cluster.start_server(killed).expect("it starts again");
+        world.cluster.wait_until_ready(Duration::from_secs(60)).await.expect("it joins again");
+        let before = sent.await.expect("the task ends");
+        let mut attempts = 0;
+        let parts = loop {
+            attempts += 1;
+            assert!(attempts < 50, "no answer after the crash");
+            let parts = asked.send(&client).await;
+            if parts.iter().all(Result::is_ok) {
+                break all(parts);
+            }
+            assert!(parts.iter().flat_map(|part| part.as_ref().err()).all(RpcError::retryable));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        let counts = open(&parts);
+        assert_near_votes(&counts, &rows(3), &[2; 20]);
+        assert_eq!(open(&all(asked.send(&client).await)), counts, "a repeat gave another answer");
+        answered += 3;
+        println!(
+            "crash {crash} of server {killed}: answered before {before:?}, then after {attempts} attempts"
+        );
+        for (server, spent) in spent(&world).await.into_iter().enumerate() {
+            assert!(spent >= answered * ROW_COST_NANO_RHO, "server {server} has charged only {spent}");
+        }
+    }
 }

@@ -147,6 +147,7 @@ fn frame_name(frame: Option<&Frame>) -> &'static str {
         Some(Frame::Abort(_)) => "Abort",
         Some(Frame::ComponentDigests(_)) => "ComponentDigests",
         Some(Frame::Arrived(_)) => "Arrived",
+        Some(Frame::Released(_)) => "Released",
         None => "unknown",
     }
 }
