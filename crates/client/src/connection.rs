@@ -1,4 +1,4 @@
-//! Mutually authenticated channels to the three servers, and what can go wrong with one of them.
+//! Mutually authenticated channels to the three servers.
 
 use std::{future::Future, time::Duration};
 
@@ -9,7 +9,6 @@ use concilium_rpc::{
     tls::TlsMaterial,
     v1::{ListTasksRequest, prediction_client::PredictionClient},
 };
-use thiserror::Error;
 use tokio::sync::watch;
 use tonic::{Status, transport::Channel};
 use tonic_types::StatusExt as _;
@@ -18,142 +17,12 @@ use crate::{
     config::ConnectionConfig,
     retry::RetryPolicy,
     task::{Task, TaskError, agree},
-    terminal::FailureClass,
 };
+
+pub use crate::server_error::{ServerError, all_or_most_useful, most_useful};
 
 /// Most tasks that one server may announce.
 const MAXIMUM_TASKS: usize = 1024;
-
-/// Why one server did not do what it was asked. The message names the server and its address.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum ServerError {
-    /// The server was not reached, or the wrong one answered.
-    #[error("{source}")]
-    Connection {
-        /// Index of the server.
-        server: u8,
-        /// What failed.
-        source: Box<ConnectError>,
-    },
-    /// The server refused the call.
-    #[error("server {server} at {address}: {source}")]
-    Refused {
-        /// Index of the server.
-        server: u8,
-        /// Its address.
-        address: String,
-        /// The server's reason.
-        source: Box<RpcError>,
-        /// How long the server asks to wait before a repeat.
-        retry_after: Option<Duration>,
-    },
-    /// The server did not answer in time.
-    #[error(
-        "server {server} at {address} did not answer {call} within {limit_ms} ms; try again, raise \
-         `request_timeout_ms`, or ask its operator"
-    )]
-    TimedOut {
-        /// Index of the server.
-        server: u8,
-        /// Its address.
-        address: String,
-        /// The call.
-        call: &'static str,
-        /// The time limit.
-        limit_ms: u64,
-    },
-    /// The server's answer breaks the interface.
-    #[error(
-        "server {server} at {address} sent {problem}; it is faulty or of another version, tell its \
-         operator"
-    )]
-    Malformed {
-        /// Index of the server.
-        server: u8,
-        /// Its address.
-        address: String,
-        /// What is wrong.
-        problem: String,
-    },
-}
-
-impl ServerError {
-    /// Index of the server.
-    pub fn server(&self) -> u8 {
-        match self {
-            Self::Connection { server, .. }
-            | Self::Refused { server, .. }
-            | Self::TimedOut { server, .. }
-            | Self::Malformed { server, .. } => *server,
-        }
-    }
-
-    /// The server's reason, if it gave one.
-    pub fn refusal(&self) -> Option<&RpcError> {
-        match self {
-            Self::Refused { source, .. } => Some(source),
-            _ => None,
-        }
-    }
-
-    /// Whether the same call may succeed when it is repeated.
-    pub fn retryable(&self) -> bool {
-        match self {
-            Self::Connection { source, .. } => matches!(**source, ConnectError::Unreachable { .. }),
-            Self::Refused { source, .. } => source.retryable(),
-            Self::TimedOut { .. } => true,
-            Self::Malformed { .. } => false,
-        }
-    }
-
-    /// How long the server asks to wait before a repeat.
-    pub fn retry_after(&self) -> Option<Duration> {
-        match self {
-            Self::Refused { retry_after, .. } => *retry_after,
-            _ => None,
-        }
-    }
-
-    /// What kind of failure it is, for the exit code of a program.
-    pub fn class(&self) -> FailureClass {
-        use tonic::Code;
-        match self {
-            Self::Connection { .. } if self.retryable() => FailureClass::Unavailable,
-            Self::Refused { source, .. } => match source.code() {
-                _ if source.retryable() => FailureClass::Unavailable,
-                Code::InvalidArgument => FailureClass::Input,
-                Code::Internal | Code::Unknown | Code::Unavailable => FailureClass::Unavailable,
-                _ => FailureClass::Refused,
-            },
-            Self::TimedOut { .. } => FailureClass::Unavailable,
-            Self::Connection { .. } | Self::Malformed { .. } => FailureClass::Refused,
-        }
-    }
-
-    /// How much the error says about the cause, when several servers fail for one cause: the one that
-    /// knows says why, the others only that they wait.
-    fn weight(&self) -> u8 {
-        match self {
-            Self::Refused { source, .. } => match **source {
-                RpcError::InProgress { .. } => 0,
-                RpcError::PeerUnavailable { .. } => 1,
-                RpcError::Overloaded { .. } => 2,
-                RpcError::Unrecognised { .. } | RpcError::Internal { .. } => 3,
-                _ => 6,
-            },
-            Self::Malformed { .. } => 5,
-            Self::Connection { .. } => 4,
-            Self::TimedOut { .. } => 1,
-        }
-    }
-}
-
-/// The error that says most about the cause; `None` if there is none.
-pub fn most_useful(errors: impl IntoIterator<Item = ServerError>) -> Option<ServerError> {
-    // Of equal ones the first server's: `max_by_key` alone would take the last.
-    errors.into_iter().reduce(|best, next| if next.weight() > best.weight() { next } else { best })
-}
 
 /// Channels to the three servers with the caller's certificate.
 ///
@@ -276,8 +145,8 @@ impl Connection {
         }
     }
 
-    /// As [`Self::call_all`], but when one server fails for good, the others are waited for no longer
-    /// than `grace`: of calls that need all three servers, the others may then never end.
+    /// As [`Self::call_all`], but when one server fails, the others are waited for no longer than `grace`
+    /// ([`ServerError::GivenUp`]): of calls that need all three servers, the others may never end.
     pub async fn call_all_until<T, F>(
         &self,
         name: &'static str,
@@ -313,10 +182,12 @@ impl Connection {
         let result = tokio::select! {
             biased;
             result = self.call(server, name, |channel| call(server, channel)) => result,
-            // Never reported: the error that led here says more.
-            () = given_up => Err(self.timed_out(server, name)),
+            () = given_up => Err(ServerError::GivenUp {
+                server,
+                address: self.config.servers[usize::from(server)].clone(),
+            }),
         };
-        if result.as_ref().is_err_and(|error| !error.retryable()) {
+        if result.is_err() {
             failed.send_replace(true);
         }
         result
@@ -395,77 +266,12 @@ impl From<Status> for CallError {
     }
 }
 
-/// The three answers, or of the errors the one that says most about the cause.
-///
-/// # Errors
-/// [`ServerError`] if any server failed.
-pub fn all_or_most_useful<T>(results: [Result<T, ServerError>; 3]) -> Result<[T; 3], ServerError> {
-    let mut errors = Vec::new();
-    let answers = results.map(|result| result.map_err(|error| errors.push(error)).ok());
-    match (most_useful(errors), answers) {
-        (None, [Some(first), Some(second), Some(third)]) => Ok([first, second, third]),
-        (Some(error), _) => Err(error),
-        (None, _) => unreachable!("an answer is missing only where an error was kept"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use concilium_rpc::{certificates::Authority, identity::Role};
 
     use super::*;
-
-    fn refused(server: u8, source: RpcError) -> ServerError {
-        let source = Box::new(source);
-        ServerError::Refused { server, address: format!("host{server}:1"), source, retry_after: None }
-    }
-
-    fn peer_unavailable() -> RpcError {
-        RpcError::PeerUnavailable { peer: "server 2".into(), step: "plan".into() }
-    }
-
-    fn unreachable(server: u8) -> ServerError {
-        let source = ConnectError::Unreachable { server, address: "host:1".into(), reason: "refused".into() };
-        ServerError::Connection { server, source: Box::new(source) }
-    }
-
-    #[test]
-    fn the_server_that_knows_the_cause_is_reported() {
-        let exhausted = RpcError::BudgetExhausted {
-            task: "digits".into(),
-            epoch: 1,
-            cap: "of the client".into(),
-            needed_nano_rho: 2,
-            left_nano_rho: 1,
-        };
-        let results = [
-            Err(refused(0, RpcError::InProgress { request_id: "00".into() })),
-            Err(refused(1, exhausted)),
-            Ok(()),
-        ];
-        let error = all_or_most_useful(results).unwrap_err();
-        assert_eq!((error.server(), error.class()), (1, FailureClass::Refused));
-        assert!(!error.retryable());
-        assert!(error.to_string().starts_with("server 1 at host1:1: privacy budget"), "{error}");
-
-        let results: [Result<(), _>; 3] =
-            [Err(refused(0, peer_unavailable())), Err(refused(1, peer_unavailable())), Err(unreachable(2))];
-        let error = all_or_most_useful(results).unwrap_err();
-        assert_eq!((error.server(), error.class()), (2, FailureClass::Unavailable));
-        assert!(error.retryable());
-
-        let results = [Ok(0), Ok(1), Ok(2)];
-        assert_eq!(all_or_most_useful(results).unwrap(), [0, 1, 2]);
-    }
-
-    #[test]
-    fn invalid_arguments_are_input_errors() {
-        let shape =
-            RpcError::ShapeMismatch { what: "input".into(), expected: "[64]".into(), got: "[63]".into() };
-        assert_eq!(refused(0, shape).class(), FailureClass::Input);
-        let internal = RpcError::Internal { problem: "disk".into() };
-        assert_eq!(refused(0, internal).class(), FailureClass::Unavailable);
-    }
+    use crate::terminal::FailureClass;
 
     #[tokio::test]
     async fn nobody_there_is_told_with_address() {

@@ -20,6 +20,7 @@ pub mod connection;
 pub mod inputs;
 pub mod predict;
 pub mod retry;
+mod server_error;
 pub mod sharing;
 pub mod task;
 pub mod terminal;

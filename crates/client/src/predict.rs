@@ -9,8 +9,9 @@ use concilium_mpc::input::InputError as SharingError;
 use concilium_network::InputError;
 use concilium_privacy::NanoRho;
 use concilium_ring::{Element as _, Z64};
-use concilium_rpc::v1::{
-    PredictHeader, PredictRequest, predict_request::Message, prediction_client::PredictionClient,
+use concilium_rpc::{
+    status::RpcError,
+    v1::{PredictHeader, PredictRequest, predict_request::Message, prediction_client::PredictionClient},
 };
 use ndarray::{ArrayView2, s};
 use rand::{TryRng as _, rngs::SysRng};
@@ -26,8 +27,8 @@ use crate::{
     terminal::FailureClass,
 };
 
-/// How long the other servers' reasons are waited for when one refuses for good: the others may
-/// never answer, because each waits for all three.
+/// How long the other servers are waited for when one has failed: each waits for all three, so they
+/// may not answer for long. If they were about to answer, a repeat gets what they had.
 const GRACE: Duration = Duration::from_millis(500);
 
 /// Why no answer came.
@@ -256,23 +257,30 @@ impl<'a> Predictor<'a> {
         Ok(RequestAnswer { rows: range, released, receipt, timing, attempts })
     }
 
-    /// Sends the same bytes under the same id until all three servers answer or one refuses for good.
+    /// Sends the same bytes under the same id until all three servers answer, one refuses for good, or
+    /// the attempts are used up. Also returns the number of attempts.
     async fn send(&self, asked: &Asked<'_>, parts: &[Part; 3]) -> Result<([Reply; 3], u32), PredictError> {
-        for attempt in 1.. {
+        let begin = Instant::now();
+        let (mut attempts, mut failures) = (0, 0);
+        loop {
+            attempts += 1;
             let error = match self.attempt(asked, parts).await {
-                Ok(replies) => return Ok((replies, attempt)),
+                Ok(replies) => return Ok((replies, attempts)),
                 Err(error) => error,
             };
-            let Some(pause) = self.retry.pause_after(attempt, &error) else {
-                return Err(PredictError::Servers { attempts: attempt, source: error });
+            // While the servers work on it nothing fails; it takes as long as one call may take.
+            let working = matches!(error.refusal(), Some(RpcError::InProgress { .. }))
+                && begin.elapsed() < self.connection.config().request_timeout();
+            failures += u32::from(!working || failures == 0);
+            let Some(pause) = self.retry.pause_after(failures, &error) else {
+                return Err(PredictError::Servers { attempts, source: error });
             };
-            tracing::info!(request_id = hex::encode(asked.request_id), attempt, ?pause, %error, "repeating");
+            tracing::info!(request_id = hex::encode(asked.request_id), attempts, ?pause, %error, "repeating");
             tokio::time::sleep(pause).await;
         }
-        unreachable!("the number of attempts is finite")
     }
 
-    /// One call to each server. A refusal for good ends the waiting for the others.
+    /// One call to each server. The failure of one ends the waiting for the others.
     async fn attempt(&self, asked: &Asked<'_>, parts: &[Part; 3]) -> Result<[Reply; 3], ServerError> {
         let calls = self.connection.call_all_until("Predict", GRACE, |server, channel| {
             let part = &parts[usize::from(server)];

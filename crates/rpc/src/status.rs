@@ -242,7 +242,7 @@ error_table! {
         left_nano_rho: u64,
     }
     "BUDGET_EXHAUSTED" ResourceExhausted Never
-    "privacy budget of task `{task}` epoch {epoch}: the request costs {needed_nano_rho} nano-rho, but {left_nano_rho} nano-rho are left under the cap {cap}; send fewer rows or wait for a new epoch"
+    "privacy budget of task `{task}` epoch {epoch}: the request costs {needed_nano_rho} nano-rho, but {left_nano_rho} nano-rho are left under {cap}; send fewer rows or wait for a new epoch"
 
     /// The request id was used before with other content.
     RequestConflict {

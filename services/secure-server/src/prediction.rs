@@ -74,6 +74,7 @@ impl PredictionService {
             own,
             next,
             arrived: Instant::now(),
+            arrival: 0,
             respond: oneshot::channel().0,
             key: key.clone(),
         };

@@ -30,6 +30,8 @@ pub struct Waiting {
     pub next: Component,
     /// When it arrived here.
     pub arrived: Instant,
+    /// Number of the arrival, given by the room.
+    pub arrival: u64,
     /// Where the answer goes.
     pub respond: oneshot::Sender<Result<Answer, RpcError>>,
 }
@@ -85,11 +87,16 @@ pub struct WaitingRoom {
 pub struct Place {
     room: Arc<WaitingRoom>,
     key: RequestKey,
+    /// The number of the arrival: the same id may have come again after this one was taken.
+    arrival: u64,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.room.lock().requests.remove(&self.key);
+        let mut inner = self.room.lock();
+        if inner.requests.get(&self.key).is_some_and(|entry| entry.arrival == self.arrival) {
+            inner.requests.remove(&self.key);
+        }
     }
 }
 
@@ -109,9 +116,9 @@ impl WaitingRoom {
     /// # Errors
     /// [`RpcError::InProgress`] when the id waits already, [`RpcError::Overloaded`] when the room
     /// is full.
-    pub fn enter(self: &Arc<Self>, waiting: Waiting) -> Result<Place, RpcError> {
+    pub fn enter(self: &Arc<Self>, mut waiting: Waiting) -> Result<Place, RpcError> {
         let key = waiting.key.clone();
-        {
+        let arrival = {
             let mut inner = self.lock();
             if inner.requests.contains_key(&key) {
                 return Err(RpcError::InProgress { request_id: key.request.to_string() });
@@ -124,12 +131,14 @@ impl WaitingRoom {
             }
             inner.order.push_back(key.clone());
             inner.unannounced.push(key.clone());
-            inner.requests.insert(key.clone(), waiting);
             inner.arrivals += 1;
+            waiting.arrival = inner.arrivals;
+            inner.requests.insert(key.clone(), waiting);
             inner.tidy();
-        }
+            inner.arrivals
+        };
         self.changed.notify_waiters();
-        Ok(Place { room: Arc::clone(self), key })
+        Ok(Place { room: Arc::clone(self), key, arrival })
     }
 
     /// How many requests wait for a task.
@@ -303,6 +312,7 @@ mod tests {
             own: Component::Seed([0; 32]),
             next: Component::Seed([0; 32]),
             arrived: Instant::now(),
+            arrival: 0,
             respond,
         };
         (waiting, outcome)
@@ -362,6 +372,19 @@ mod tests {
         room.announce_again();
         drop(place);
         assert!(room.take_unannounced().is_empty(), "a request that has left is not announced");
+    }
+
+    #[test]
+    fn a_late_departure_does_not_withdraw_a_newer_arrival_of_the_same_id() {
+        let room = Arc::new(WaitingRoom::new(10));
+        let (waiting, _first) = request("a", 1, 1);
+        let key = waiting.key.clone();
+        let late = room.enter(waiting).expect("there is room");
+        let taken = room.take(&key).expect("it waits");
+        let (waiting, _second) = request("a", 1, 1);
+        let _place = room.enter(waiting).expect("the first was taken");
+        drop((late, taken));
+        assert!(room.take(&key).is_some());
     }
 
     #[test]

@@ -202,7 +202,7 @@ async fn identities_decide_who_may_do_what() {
         "{refusal}"
     );
     let upload = model_upload("votes", "m", &shifted_network(0));
-    let refusal = upload.send_to(&client, 0).await.err().expect("clients may not share models");
+    let refusal = upload.send_to(&client, 0).await.expect_err("clients may not share models");
     assert_eq!(refusal.reason(), "ROLE_NOT_ALLOWED");
 
     // A name that the configuration does not list.

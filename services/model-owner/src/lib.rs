@@ -1,0 +1,201 @@
+//! The program with which a model owner checks, shares and withdraws models.
+//!
+//! [`share_model`], [`list`] and [`withdraw`] are the owner's calls as a library. [`secure_run`] runs
+//! a model under the three-party computation in this process; [`target`] says what a model is checked
+//! against; [`report`] prints.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a panic is how a test fails"))]
+
+pub mod arguments;
+pub mod report;
+pub mod secure_run;
+pub mod share;
+pub mod store;
+pub mod target;
+
+use std::{
+    io::{self, IsTerminal as _, StdoutLock},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use arguments::{Arguments, CheckArguments, Command, ShareArguments};
+use concilium_client_library::{
+    Connection, ConnectionConfig, Task,
+    terminal::{Failure, FailureClass, Output},
+};
+use concilium_network::{Check, Network, import_file, quantise};
+use indicatif::{ProgressBar, ProgressStyle};
+use rand::{TryRng as _, rngs::SysRng};
+
+pub use share::{ShareError, ShareOptions, Shared, share_model};
+pub use store::{Listing, WithdrawError, list, withdraw};
+use target::{Target, TargetError};
+
+/// Runs the program.
+///
+/// # Errors
+/// [`Failure`] with the exit code that `--help` explains.
+pub async fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let mut output = Output::standard();
+    let config = &arguments.config;
+    match &arguments.command {
+        Command::Check(check) => run_check(config, check, &mut output).await,
+        Command::Share(share) => run_share(config, share, &mut output).await,
+        Command::List { task } => {
+            let listing = list(&connect(config)?, task.as_deref()).await;
+            report::models(&listing.models, &mut output)?;
+            listing.complete().map(|_| ()).map_err(Failure::from)
+        }
+        Command::Withdraw { name, task } => {
+            let servers = withdraw(&connect(config)?, task, name, None).await?;
+            let servers: Vec<_> = servers.iter().map(u8::to_string).collect();
+            output.line(format_args!("withdrew {name} of task {task} from server {}", servers.join(", ")))
+        }
+    }
+}
+
+fn connect(config: &Path) -> Result<Connection, Failure> {
+    Ok(Connection::open(&ConnectionConfig::load(config)?)?)
+}
+
+impl From<ShareError> for Failure {
+    fn from(error: ShareError) -> Self {
+        Self::new(error.class(), &error)
+    }
+}
+
+impl From<WithdrawError> for Failure {
+    fn from(error: WithdrawError) -> Self {
+        Self::new(error.class(), &error)
+    }
+}
+
+impl From<TargetError> for Failure {
+    fn from(error: TargetError) -> Self {
+        Self::new(FailureClass::Input, &error)
+    }
+}
+
+fn import(path: &Path) -> Result<Network, Failure> {
+    import_file(path).map_err(|error| Failure::from(error).context(path.display()))
+}
+
+async fn run_check(
+    config: &Path,
+    arguments: &CheckArguments,
+    output: &mut Output<StdoutLock<'static>>,
+) -> Result<(), Failure> {
+    let network = import(&arguments.model)?;
+    let target = match (&arguments.task, &arguments.task_file) {
+        (Some(task), Some(file)) => Target::of_file(file, task)?,
+        (Some(task), None) => Target::of_task(&connect(config)?.task(task).await?),
+        (None, _) if !arguments.input_minimum.is_empty() => {
+            let (minimum, maximum) = (arguments.input_minimum.clone(), arguments.input_maximum.clone());
+            Target::of_ranges(&network, minimum, maximum, arguments.fractional_bits)?
+        }
+        (None, _) => {
+            return Err(Failure::message(
+                FailureClass::Input,
+                "the ranges of the features are needed: give --task, or --input-minimum and --input-maximum",
+            ));
+        }
+    };
+    let check = Check::new(&network, &target.domain, target.fractional_bits)?;
+    output.line(check.to_string().trim_end())?;
+    target.check_classes(&network)?;
+    if let Some(refusal) = &check.refusal {
+        return Err(Failure::message(
+            FailureClass::Input,
+            format!("{} is refused: {refusal}", arguments.model.display()),
+        ));
+    }
+    let fixed = quantise(&network, &target.domain, check.fractional_bits)?;
+    let seed = match arguments.seed {
+        Some(seed) => seed,
+        // Short enough to be typed again.
+        None => {
+            SysRng.try_next_u32().map(u64::from).map_err(|error| Failure::new(FailureClass::Local, &error))?
+        }
+    };
+    let shown = secure_run::secure_run(&network, &fixed, &target.domain, arguments.rows.get(), seed)
+        .map_err(|error| Failure::new(FailureClass::Input, &error))?;
+    report::secure_run(&shown, check.parameters, output)
+}
+
+async fn run_share(
+    config: &Path,
+    arguments: &ShareArguments,
+    output: &mut Output<StdoutLock<'static>>,
+) -> Result<(), Failure> {
+    let names = names(arguments)?;
+    let networks = arguments.models.iter().map(|path| import(path)).collect::<Result<Vec<_>, _>>()?;
+    let connection = connect(config)?;
+    let task = connection.task(&arguments.task).await?;
+    // None is sent unless all can be.
+    for (path, network) in arguments.models.iter().zip(&networks) {
+        let fixed =
+            share::prepare(&task, network).map_err(|error| Failure::from(error).context(path.display()))?;
+        if arguments.dry_run {
+            output.line(report::prepared(path, &fixed))?;
+        }
+    }
+    if arguments.dry_run {
+        return output.line(format_args!("nothing was sent; task {} accepts these models", task.name));
+    }
+    for ((path, network), name) in arguments.models.iter().zip(&networks).zip(&names) {
+        let shared = share_one(&connection, &task, name, network, arguments).await;
+        let shared = shared.map_err(|error| error.context(path.display()))?;
+        output.line(report::shared(name, &task, &shared))?;
+    }
+    Ok(())
+}
+
+/// The name of every model, each of them once.
+fn names(arguments: &ShareArguments) -> Result<Vec<String>, Failure> {
+    let wrong = |message: String| Failure::message(FailureClass::Input, message);
+    if let Some(name) = &arguments.name {
+        if arguments.models.len() > 1 {
+            return Err(wrong(format!(
+                "--name {name} is for one model; leave it out or share one at a time"
+            )));
+        }
+        return Ok(vec![name.clone()]);
+    }
+    let name = |path: &PathBuf| {
+        share::model_name(path).map_err(|error| Failure::from(error).context(path.display()))
+    };
+    let names = arguments.models.iter().map(name).collect::<Result<Vec<_>, _>>()?;
+    for (position, name) in names.iter().enumerate() {
+        if names[..position].contains(name) {
+            return Err(wrong(format!(
+                "two of the models would be called {name}; share them one at a time with --name"
+            )));
+        }
+    }
+    Ok(names)
+}
+
+async fn share_one(
+    connection: &Connection,
+    task: &Task,
+    name: &str,
+    network: &Network,
+    arguments: &ShareArguments,
+) -> Result<Shared, Failure> {
+    let mut options = ShareOptions { replace: arguments.replace, ..ShareOptions::default() };
+    let bar = if arguments.quiet || !io::stderr().is_terminal() {
+        ProgressBar::hidden()
+    } else {
+        // Two of the three servers get data; a repeated upload counts again.
+        let bytes = 2 * 8 * network.parameter_count() as u64;
+        let style = ProgressStyle::with_template("{msg} {bar:40} {bytes}/{total_bytes}  {eta} left")
+            .unwrap_or_else(|_| ProgressStyle::default_bar());
+        ProgressBar::new(bytes).with_style(style).with_message(name.to_owned())
+    };
+    let shown = bar.clone();
+    options.progress = Some(Arc::new(move |bytes| shown.inc(bytes)));
+    let shared = share_model(connection, task, name, network, &options).await;
+    bar.finish_and_clear();
+    Ok(shared?)
+}

@@ -1,0 +1,158 @@
+//! What the program prints.
+
+use std::{
+    io::Write,
+    path::Path,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use concilium_client_library::{
+    Task,
+    terminal::{Failure, Output},
+};
+use concilium_network::FixedNetwork;
+
+use crate::{secure_run::SecureRun, share::Shared, store::ModelEverywhere};
+
+/// Prints what a secure run has shown.
+///
+/// # Errors
+/// [`Failure`] if standard output is closed.
+pub fn secure_run(
+    run: &SecureRun,
+    parameters: usize,
+    output: &mut Output<impl Write>,
+) -> Result<(), Failure> {
+    output.line(format_args!(
+        "\nsecure run of three parties in this process: {} random rows, --seed {}",
+        run.rows, run.seed
+    ))?;
+    let mut rows = vec![vec!["layer".to_owned(), "largest difference to plaintext (last places)".to_owned()]];
+    rows.extend(run.layers.iter().enumerate().map(|(layer, off)| vec![layer.to_string(), off.to_string()]));
+    output.table(&rows)?;
+    output.line(format_args!(
+        "logits          at most {:.3e} off the network in double precision; proven: {:.3e}",
+        run.logit_difference, run.error_bound
+    ))?;
+    output.line(format_args!("votes           {} of {} agree", run.votes_agree, run.rows))?;
+    output.line(format_args!("rounds          {}, for any number of rows and owners", run.rounds))?;
+    let per_row = run.bytes_sent.map(|bytes| size(bytes / run.rows as u64));
+    output.line(format_args!("sent per row    {} (servers 0, 1, 2)", per_row.join(", ")))?;
+    let memory = run.memory_bytes.map(|bytes| size(bytes as u64));
+    output.line(format_args!("server memory   {} (servers 0, 1, 2)", memory.join(", ")))?;
+    let upload = size(8 * parameters as u64);
+    output.line(format_args!("upload          64 B, {upload}, {upload} (servers 0, 1, 2)"))?;
+    output.line(format_args!(
+        "time            {:.1} ms, all parties on this machine",
+        run.elapsed.as_secs_f64() * 1e3
+    ))
+}
+
+/// One line about a model that could be shared.
+pub fn prepared(path: &Path, fixed: &FixedNetwork) -> String {
+    format!(
+        "{}: {} parameters, logit error at most {:.3e}",
+        path.display(),
+        fixed.architecture().parameter_count(),
+        fixed.error_bound()
+    )
+}
+
+/// One line about a model that was shared.
+pub fn shared(name: &str, task: &Task, shared: &Shared) -> String {
+    match shared {
+        Shared::Ready { parameters, bytes, elapsed } => format!(
+            "{name} is ready on all three servers for task {}: {parameters} parameters, {} sent in {:.1} s",
+            task.name,
+            size(bytes.iter().sum()),
+            elapsed.as_secs_f64()
+        ),
+        Shared::AlreadyReady => format!(
+            "{name} was ready for task {} before and was left alone; whether it is this file cannot be \
+             known from its shares, --replace shares it anew",
+            task.name
+        ),
+    }
+}
+
+/// Prints models and their states.
+///
+/// # Errors
+/// [`Failure`] if standard output is closed.
+pub fn models(models: &[ModelEverywhere], output: &mut Output<impl Write>) -> Result<(), Failure> {
+    if models.is_empty() {
+        return output.line("no models; share one with `concilium-owner share`");
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64;
+    let mut rows =
+        vec![["model", "task", "owner", "parameters", "uploaded", "state"].map(str::to_owned).to_vec()];
+    for model in models {
+        let uploaded = model.copies.iter().flatten().map(|copy| copy.uploaded_at_unix_ms).max();
+        rows.push(vec![
+            model.name.clone(),
+            model.task.clone(),
+            model.owner.clone(),
+            model.parameters().to_string(),
+            uploaded.map_or_else(String::new, |at| age(now.saturating_sub(at))),
+            model.state(),
+        ]);
+    }
+    output.table(&rows)
+}
+
+/// A number of bytes in the largest unit that it fills.
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..=9_999 => format!("{bytes} B"),
+        10_000..=9_999_999 => format!("{:.1} kB", bytes as f64 / 1e3),
+        _ => format!("{:.1} MB", bytes as f64 / 1e6),
+    }
+}
+
+/// How long ago something was, in the largest unit that it fills.
+fn age(milliseconds: i64) -> String {
+    let seconds = milliseconds / 1000;
+    match seconds {
+        // Clocks differ by a little.
+        ..60 => "just now".to_owned(),
+        60..3_600 => format!("{} min ago", seconds / 60),
+        3_600..86_400 => format!("{} h ago", seconds / 3_600),
+        _ => format!("{} days ago", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use concilium_rpc::v1::ModelState;
+
+    use super::*;
+    use crate::store::tests::model;
+
+    #[test]
+    fn sizes_and_ages_use_fitting_units() {
+        assert_eq!(size(64), "64 B");
+        assert_eq!(size(21_000), "21.0 kB");
+        assert_eq!(size(536_870_912), "536.9 MB");
+        assert_eq!(age(-5_000), "just now");
+        assert_eq!(age(125_000), "2 min ago");
+        assert_eq!(age(7_300_000), "2 h ago");
+        assert_eq!(age(i64::MAX), format!("{} days ago", i64::MAX / 86_400_000));
+    }
+
+    #[test]
+    fn models_are_listed_with_their_states() {
+        let mut bytes = Vec::new();
+        let everywhere = ModelEverywhere {
+            task: "digits".into(),
+            owner: "ward-7".into(),
+            name: "m".into(),
+            copies: [Some(model("m", ModelState::Ready, 1)), None, Some(model("m", ModelState::Staged, 1))],
+        };
+        models(&[everywhere], &mut Output::new(&mut bytes)).unwrap();
+        let text = String::from_utf8(bytes).unwrap();
+        assert!(text.contains("ready on server 0, absent on server 1, staged on server 2"), "{text}");
+        let mut bytes = Vec::new();
+        models(&[], &mut Output::new(&mut bytes)).unwrap();
+        assert!(String::from_utf8(bytes).unwrap().contains("share one"));
+    }
+}

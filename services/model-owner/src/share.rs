@@ -1,0 +1,479 @@
+//! Sharing a model: quantise, deal, upload to three servers, activate on all of them.
+
+use std::{
+    collections::VecDeque,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use concilium_client_library::{
+    Connection, ServerError, Task,
+    connection::{CallError, all_or_most_useful},
+    retry::RetryPolicy,
+    sharing::{Part, share},
+    terminal::FailureClass,
+};
+use concilium_inference::flatten;
+use concilium_mpc::input::{DealtShare, InputError as SharingError};
+use concilium_network::{FixedNetwork, Network, QuantiseError, quantise};
+use concilium_rpc::{
+    identity::{IdentityError, check_name},
+    v1::{
+        ActivateRequest, Model, ModelState, UploadHeader, UploadRequest,
+        model_store_client::ModelStoreClient, upload_request::Message,
+    },
+};
+use rand::{TryRng as _, rngs::SysRng};
+use thiserror::Error;
+use tonic::transport::Channel;
+use zeroize::Zeroizing;
+
+use crate::{
+    store::{self, ModelEverywhere, WithdrawError},
+    target::{Target, TargetError},
+};
+
+/// How long the servers may take to show an activated model as ready.
+const READY_WAIT: Duration = Duration::from_secs(30);
+
+/// Pause between looks at the state.
+const READY_PAUSE: Duration = Duration::from_millis(200);
+
+/// Called with the number of bytes handed to the transport.
+pub type Progress = Arc<dyn Fn(u64) + Send + Sync>;
+
+/// How a model is shared.
+#[derive(Clone, Default)]
+pub struct ShareOptions {
+    /// Withdraw a ready model of the same name first.
+    pub replace: bool,
+    /// How failed calls are repeated.
+    pub retry: RetryPolicy,
+    /// Is told of every piece that is sent.
+    pub progress: Option<Progress>,
+}
+
+/// How sharing ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Shared {
+    /// The model was uploaded and is ready on all three servers.
+    Ready {
+        /// Weights and biases.
+        parameters: usize,
+        /// Bytes of shares sent to servers 0, 1, 2; seeds are not counted.
+        bytes: [u64; 3],
+        /// From the first byte sent until the model was ready everywhere.
+        elapsed: Duration,
+    },
+    /// A model of this name and number of parameters was ready before, and nothing was sent. Whether it
+    /// is the same model cannot be known: the servers hold nothing by which its content could be
+    /// recognised.
+    AlreadyReady,
+}
+
+/// Why a model was not shared.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ShareError {
+    /// The model's name is not allowed.
+    #[error("{0}; choose a name with --name")]
+    Name(#[from] IdentityError),
+    /// The model does not answer the task's question.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// The model does not fit the fixed-point format of the task.
+    #[error(
+        "the model cannot be shared for task `{task}`: {source} (the task fixes the fractional bits; \
+         `concilium-owner check` shows the ranges)"
+    )]
+    Quantise {
+        /// Name of the task.
+        task: String,
+        /// What does not fit.
+        source: QuantiseError,
+    },
+    /// The system gives no randomness. Nothing was sent.
+    #[error(transparent)]
+    Randomness(#[from] SharingError),
+    /// Another model of this name is ready.
+    #[error(
+        "task `{task}` already has a model `{model}`, with {there} parameters where this one has {here}; \
+         choose another --name, or replace it with --replace"
+    )]
+    Exists {
+        /// Name of the task.
+        task: String,
+        /// Name of the model.
+        model: String,
+        /// Parameters of the model on the servers.
+        there: u64,
+        /// Parameters of this one.
+        here: u64,
+    },
+    /// What an earlier attempt has left cannot be removed.
+    #[error("cannot remove the earlier upload of `{model}`: {source}")]
+    Withdraw {
+        /// Name of the model.
+        model: String,
+        /// Why.
+        source: WithdrawError,
+    },
+    /// A server failed.
+    #[error("{step} `{model}`: {source}{}", remedy(source))]
+    Server {
+        /// What was being done.
+        step: &'static str,
+        /// Name of the model.
+        model: String,
+        /// Why.
+        source: ServerError,
+    },
+    /// The servers do not show the model as ready.
+    #[error("`{model}` is {state} after its activation; ask the servers' operators or share it again")]
+    NotReady {
+        /// Name of the model.
+        model: String,
+        /// The states.
+        state: String,
+    },
+}
+
+fn remedy(error: &ServerError) -> &'static str {
+    if error.retryable() {
+        "; repeat the command, nothing votes before all three servers have it"
+    } else {
+        ""
+    }
+}
+
+impl ShareError {
+    /// What kind of failure it is, for the exit code of a program.
+    pub fn class(&self) -> FailureClass {
+        match self {
+            Self::Name(_) | Self::Target(_) | Self::Quantise { .. } | Self::Exists { .. } => {
+                FailureClass::Input
+            }
+            Self::Randomness(_) => FailureClass::Local,
+            Self::Withdraw { source, .. } => source.class(),
+            Self::Server { source, .. } => source.class(),
+            Self::NotReady { .. } => FailureClass::Refused,
+        }
+    }
+}
+
+/// The name under which a file is shared, unless the user gives one: its name without the ending, in
+/// lower case, `_` and `.` and spaces as `-`.
+///
+/// # Errors
+/// [`ShareError::Name`] if that is not allowed as a name.
+pub fn model_name(path: &Path) -> Result<String, ShareError> {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy().to_lowercase();
+    let name: String = stem.chars().map(|c| if matches!(c, '_' | '.' | ' ') { '-' } else { c }).collect();
+    check_name(&name)?;
+    Ok(name)
+}
+
+/// Brings a network to the fixed-point format of a task.
+///
+/// # Errors
+/// [`ShareError::Target`] or [`ShareError::Quantise`] if it does not fit.
+pub fn prepare(task: &Task, network: &Network) -> Result<FixedNetwork, ShareError> {
+    Target::of_task(task).check_classes(network)?;
+    quantise(network, &task.domain, task.fractional_bits)
+        .map_err(|source| ShareError::Quantise { task: task.name.clone(), source })
+}
+
+/// Shares `network` as model `name` of `task` and waits until it is ready on all three servers.
+///
+/// Repeating it is safe. A complete model of the same name and size is left alone; what an
+/// interrupted attempt has left is replaced.
+///
+/// # Errors
+/// [`ShareError`] names the server and the step.
+pub async fn share_model(
+    connection: &Connection,
+    task: &Task,
+    name: &str,
+    network: &Network,
+    options: &ShareOptions,
+) -> Result<Shared, ShareError> {
+    check_name(name)?;
+    let fixed = prepare(task, network)?;
+    let parameters = fixed.architecture().parameter_count();
+    let failed = |step| move |source| ShareError::Server { step, model: name.to_owned(), source };
+
+    let found = find(connection, &task.name, name).await.map_err(failed("looking for"))?;
+    match plan(found.as_ref(), parameters as u64, options.replace) {
+        Plan::Upload => {}
+        Plan::Leave => return Ok(Shared::AlreadyReady),
+        Plan::Refuse { there } => {
+            return Err(ShareError::Exists {
+                task: task.name.clone(),
+                model: name.to_owned(),
+                there,
+                here: parameters as u64,
+            });
+        }
+        Plan::Withdraw => {
+            store::withdraw(connection, &task.name, name, None)
+                .await
+                .map_err(|source| ShareError::Withdraw { model: name.to_owned(), source })?;
+        }
+    }
+
+    let upload = Upload::new(task, name, &fixed)?;
+    let begin = Instant::now();
+    let uploads = connection.call_all_repeating("Upload", &options.retry, |server, channel| {
+        upload.send(server, channel, options.progress.clone())
+    });
+    all_or_most_useful(uploads.await).map_err(failed("uploading"))?;
+    let activations = connection
+        .call_all_repeating("Activate", &options.retry, |_, channel| activate(channel, upload.activation()));
+    all_or_most_useful(activations.await).map_err(failed("activating"))?;
+
+    let deadline = Instant::now() + READY_WAIT;
+    loop {
+        let found = find(connection, &task.name, name).await.map_err(failed("looking for"))?;
+        if found.as_ref().is_some_and(ModelEverywhere::is_ready) {
+            break;
+        }
+        if Instant::now() >= deadline {
+            let state = found.map_or_else(|| "absent".to_owned(), |model| model.state());
+            return Err(ShareError::NotReady { model: name.to_owned(), state });
+        }
+        tokio::time::sleep(READY_PAUSE).await;
+    }
+    let bytes = upload.parts.each_ref().map(Part::data_bytes);
+    Ok(Shared::Ready { parameters, bytes, elapsed: begin.elapsed() })
+}
+
+/// The caller's own model of this name.
+async fn find(
+    connection: &Connection,
+    task: &str,
+    name: &str,
+) -> Result<Option<ModelEverywhere>, ServerError> {
+    let models = store::list(connection, Some(task)).await.complete()?;
+    let owner = connection.identity().name();
+    Ok(models.into_iter().find(|model| model.name == name && model.owner == owner))
+}
+
+/// What to do about a model that the servers already have under this name.
+#[derive(Debug, PartialEq, Eq)]
+enum Plan {
+    Upload,
+    Leave,
+    Withdraw,
+    Refuse { there: u64 },
+}
+
+fn plan(found: Option<&ModelEverywhere>, parameters: u64, replace: bool) -> Plan {
+    match found {
+        None => Plan::Upload,
+        // Left by an interrupted attempt: its random parts are gone, so it cannot be completed.
+        Some(model) if !model.is_ready() || replace => Plan::Withdraw,
+        Some(model) if model.parameters() == parameters => Plan::Leave,
+        Some(model) => Plan::Refuse { there: model.parameters() },
+    }
+}
+
+/// Everything that is sent about one model, the same in every attempt.
+struct Upload {
+    task: String,
+    model: String,
+    architecture: Bytes,
+    content_digest: Bytes,
+    parts: [Part; 3],
+}
+
+impl Upload {
+    fn new(task: &Task, name: &str, fixed: &FixedNetwork) -> Result<Self, ShareError> {
+        let architecture = serde_json::to_vec(&fixed.architecture())
+            .expect("an architecture consists of numbers and names, which JSON can hold");
+        let mut key = Zeroizing::new([0; 32]);
+        SysRng.try_fill_bytes(key.as_mut()).map_err(|error| SharingError::Randomness(error.to_string()))?;
+        let (parts, content_digest) = share(flatten(fixed), &mut SysRng, |dealt| {
+            content_digest(&key, &task.name, name, &architecture, dealt)
+        })?;
+        Ok(Self {
+            task: task.name.clone(),
+            model: name.to_owned(),
+            architecture: architecture.into(),
+            content_digest: content_digest.to_vec().into(),
+            parts,
+        })
+    }
+
+    fn send(
+        &self,
+        server: u8,
+        channel: Channel,
+        progress: Option<Progress>,
+    ) -> impl Future<Output = Result<(), CallError>> + Send + use<> {
+        let part = &self.parts[usize::from(server)];
+        let header = UploadHeader {
+            task: self.task.clone(),
+            model: self.model.clone(),
+            architecture: self.architecture.clone(),
+            own: Some(part.own()),
+            next: Some(part.next()),
+            content_digest: self.content_digest.clone(),
+        };
+        let messages = Messages { header: Some(header), chunks: part.chunks().collect(), progress };
+        let stream = tokio_stream::iter(messages);
+        async move {
+            let answer = ModelStoreClient::new(channel).upload(stream).await?.into_inner();
+            stored(answer.model).map(|_| ())
+        }
+    }
+
+    fn activation(&self) -> ActivateRequest {
+        ActivateRequest {
+            task: self.task.clone(),
+            model: self.model.clone(),
+            content_digest: self.content_digest.clone(),
+        }
+    }
+}
+
+/// The messages of one upload, which tell the progress when the transport takes them. A type of its own,
+/// because the compiler cannot prove adaptors with closures to be `Send` here.
+struct Messages {
+    header: Option<UploadHeader>,
+    chunks: VecDeque<Bytes>,
+    progress: Option<Progress>,
+}
+
+impl Iterator for Messages {
+    type Item = UploadRequest;
+
+    fn next(&mut self) -> Option<UploadRequest> {
+        let message = match self.header.take() {
+            Some(header) => Message::Header(header),
+            None => {
+                let chunk = self.chunks.pop_front()?;
+                if let Some(progress) = &self.progress {
+                    progress(chunk.len() as u64);
+                }
+                Message::Chunk(chunk)
+            }
+        };
+        Some(UploadRequest { message: Some(message) })
+    }
+}
+
+async fn activate(channel: Channel, request: ActivateRequest) -> Result<(), CallError> {
+    let answer = ModelStoreClient::new(channel).activate(request).await?.into_inner();
+    let model = stored(answer.model)?;
+    match model.state() {
+        ModelState::Ready => Ok(()),
+        // A rejection comes as a status; a server that sends it like this is told apart nonetheless.
+        _ => Err(CallError::Malformed(format!("an activated model that is not ready: {}", model.reason))),
+    }
+}
+
+fn stored(model: Option<Model>) -> Result<Model, CallError> {
+    model.ok_or_else(|| CallError::Malformed("an answer without the model".to_owned()))
+}
+
+/// Names the content of a model to the three servers and tells them nothing: it is keyed with a fresh
+/// random key that is forgotten, because a plain digest would let a server that knows two components
+/// confirm a guess of the weights.
+fn content_digest(
+    key: &[u8; 32],
+    task: &str,
+    name: &str,
+    architecture: &[u8],
+    dealt: &[DealtShare; 3],
+) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new_keyed(key);
+    for text in [task.as_bytes(), name.as_bytes(), architecture] {
+        hasher.update(&(text.len() as u64).to_le_bytes());
+        hasher.update(text);
+    }
+    for share in dealt {
+        hasher.update(&share.own.digest(key));
+    }
+    *hasher.finalize().as_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use concilium_mpc::input::Component;
+
+    use super::*;
+    use crate::store::tests::model;
+
+    /// Models can be shared on a runtime of many threads; compiled, never run.
+    #[allow(dead_code)]
+    fn sharing_can_be_spawned(
+        connection: &Connection,
+        task: &Task,
+        network: &Network,
+        options: &ShareOptions,
+    ) -> impl Send {
+        share_model(connection, task, "name", network, options)
+    }
+
+    #[test]
+    fn names_come_from_files() {
+        for (path, name) in [("a/owner_00.onnx", "owner-00"), ("My Model.v2.onnx", "my-model-v2"), ("x", "x")]
+        {
+            assert_eq!(model_name(Path::new(path)).unwrap(), name);
+        }
+        for path in ["", "modèle.onnx", &"x".repeat(70)] {
+            let message = model_name(Path::new(path)).unwrap_err().to_string();
+            assert!(message.contains("--name"), "{message}");
+        }
+    }
+
+    #[test]
+    fn what_the_servers_have_decides_what_is_done() {
+        let everywhere = |states: [Option<ModelState>; 3]| ModelEverywhere {
+            task: "digits".into(),
+            owner: "ward-7".into(),
+            name: "m".into(),
+            copies: states.map(|state| state.map(|state| model("m", state, 1))),
+        };
+        let ready = everywhere([Some(ModelState::Ready); 3]);
+        assert_eq!(plan(None, 42, false), Plan::Upload);
+        assert_eq!(plan(None, 42, true), Plan::Upload);
+        assert_eq!(plan(Some(&ready), 42, false), Plan::Leave);
+        assert_eq!(plan(Some(&ready), 42, true), Plan::Withdraw);
+        assert_eq!(plan(Some(&ready), 43, false), Plan::Refuse { there: 42 });
+        for states in [
+            [Some(ModelState::Ready), Some(ModelState::Ready), None],
+            [Some(ModelState::Staged); 3],
+            [Some(ModelState::Ready), Some(ModelState::Rejected), Some(ModelState::Ready)],
+        ] {
+            assert_eq!(plan(Some(&everywhere(states)), 42, false), Plan::Withdraw);
+        }
+    }
+
+    #[test]
+    fn the_digest_depends_on_everything() {
+        let shares = |bytes: [u8; 3]| {
+            let component = |index: usize| match index {
+                2 => Component::Data(vec![bytes[2]; 16]),
+                seed => Component::Seed([bytes[seed]; 32]),
+            };
+            [0, 1, 2]
+                .map(|server: usize| DealtShare { own: component(server), next: component((server + 1) % 3) })
+        };
+        let dealt = shares([1, 2, 3]);
+        let base = content_digest(&[7; 32], "digits", "m", b"{}", &dealt);
+        assert_eq!(base, content_digest(&[7; 32], "digits", "m", b"{}", &dealt));
+        let others = [
+            content_digest(&[8; 32], "digits", "m", b"{}", &dealt),
+            content_digest(&[7; 32], "digit", "sm", b"{}", &dealt),
+            content_digest(&[7; 32], "digits", "n", b"{}", &dealt),
+            content_digest(&[7; 32], "digits", "m", b"{ }", &dealt),
+            content_digest(&[7; 32], "digits", "m", b"{}", &shares([0, 2, 3])),
+            content_digest(&[7; 32], "digits", "m", b"{}", &shares([1, 0, 3])),
+            content_digest(&[7; 32], "digits", "m", b"{}", &shares([1, 2, 0])),
+        ];
+        assert!(others.iter().all(|other| *other != base));
+    }
+}
