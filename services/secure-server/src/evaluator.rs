@@ -14,8 +14,9 @@ use concilium_rpc::v1::{Arrived, ComponentDigests, LaneFrame, Released};
 use tokio::sync::oneshot;
 
 use crate::arrivals::{Arrivals, named, to_wire};
-use crate::batch;
+use crate::batch::replay;
 use crate::context::Context;
+use crate::{follower, leader};
 
 /// How long one attempt to reach the other servers lasts.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(3);
@@ -239,7 +240,7 @@ fn serve_as_leader(link: &mut Link<'_>, context: &Context, stop: &AtomicBool) ->
             let waited = ready_since.get_or_insert_with(Instant::now).elapsed();
             if rows >= limits.batch_rows || waited >= batch_wait {
                 ready_since = None;
-                batch::lead(link, context)?;
+                leader::lead(link, context)?;
                 continue;
             }
         }
@@ -284,7 +285,7 @@ fn serve_as_follower(link: &mut Link<'_>, context: &Context, stop: &AtomicBool) 
                 release_kept(context, &released);
             }
             LaneEvent::Frame(from, LaneFrame { frame: Some(Frame::Plan(plan)) }) if from == leader => {
-                batch::follow(link, context, plan)?;
+                follower::follow(link, context, plan)?;
             }
             LaneEvent::Frame(from, LaneFrame { frame: Some(Frame::ComponentDigests(digests)) })
                 if link.early.is_none() && from != leader =>
@@ -302,7 +303,7 @@ fn serve_as_follower(link: &mut Link<'_>, context: &Context, stop: &AtomicBool) 
 /// server releases its part to the clients that wait for it.
 fn release_kept(context: &Context, released: &Released) {
     for waiting in context.room.note_released(named(&released.requests)) {
-        let outcome = batch::replay(context, &waiting);
+        let outcome = replay(context, &waiting);
         waiting.finish(outcome);
     }
     context.room.forget_released(Duration::from_millis(context.limits.request_timeout_ms));

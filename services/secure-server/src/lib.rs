@@ -12,6 +12,8 @@ pub mod budget_service;
 pub mod config;
 pub mod context;
 pub mod evaluator;
+mod follower;
+mod leader;
 pub mod log;
 pub mod model_service;
 pub mod models;

@@ -1,0 +1,227 @@
+//! The part of servers 1 and 2 in agreeing on a batch: they check, compare, judge and take part.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use concilium_mpc::{Neighbour, PartyIndex};
+use concilium_privacy::{RequestId, RequestKey};
+use concilium_rpc::status::RpcError;
+use concilium_rpc::v1::lane_frame::Frame;
+use concilium_rpc::v1::{
+    Accepted, ComponentDigests, Plan, PlanReply, PlannedRequest, Refusal, RequestVerdict, Start,
+    request_verdict::Verdict,
+};
+
+use crate::batch::{Decision, Judgement, MODELS_MISSING, carry_out, digest_of, judge};
+use crate::context::Context;
+use crate::evaluator::{Failure, Link};
+use crate::models::{Entry, internal};
+use crate::task::Task;
+use crate::waiting::Waiting;
+
+/// Most rows that a plan may hold, whatever the leader's configuration says.
+const MAXIMUM_PLAN_ROWS: u64 = 4096;
+
+/// Most requests of a plan.
+const MAXIMUM_PLAN_REQUESTS: usize = 4096;
+
+/// Servers 1 and 2: answers a plan and takes part in what the leader starts.
+pub(crate) fn follow(link: &mut Link<'_>, context: &Context, plan: Plan) -> Result<(), Failure> {
+    let leader = link.neighbour_of(PartyIndex::ALL[0]);
+    let fellow = if leader == Neighbour::Next { Neighbour::Previous } else { Neighbour::Next };
+    link.note_session(plan.batch)?;
+    let prepared = prepare(context, &plan);
+    let keys = request_keys(&plan)?;
+    let mut places: Vec<Option<Waiting>> = keys.iter().map(|key| context.room.take(key)).collect();
+    // The component that both followers hold is number 2: server 1's next, server 2's own.
+    let slot = usize::from(fellow == Neighbour::Next);
+    let digests: Vec<_> = places.iter().map(|place| place.as_ref().map(Waiting::component_digests)).collect();
+    let mine =
+        digests.iter().map(|digests| digests.map_or_else(Default::default, |d| d[slot].to_vec().into()));
+    link.send(
+        fellow,
+        Frame::ComponentDigests(ComponentDigests { batch: plan.batch, digests: mine.collect() }),
+    )?;
+    link.flush()?;
+    let theirs = link.receive_digests(fellow, plan.batch)?;
+    let reply = |verdicts, refusal| Frame::PlanReply(PlanReply { batch: plan.batch, verdicts, refusal });
+    let (task, models) = match prepared {
+        Ok(prepared) => prepared,
+        Err(refusal) => {
+            link.send(leader, reply(Vec::new(), Some(refusal.clone())))?;
+            link.flush()?;
+            let _ = receive_start(link, leader, plan.batch)?;
+            if refusal.reason == MODELS_MISSING {
+                // The leader plans the same requests again, without these models.
+                places.into_iter().flatten().for_each(|waiting| context.room.put_back(waiting));
+                return Ok(());
+            }
+            let error = RpcError::from_refusal(&refusal);
+            places.into_iter().flatten().for_each(|waiting| waiting.finish(Err(error.clone())));
+            return Ok(());
+        }
+    };
+    let judged: Vec<Result<Judgement, RpcError>> = (0..keys.len())
+        .map(|index| {
+            let request = &plan.requests[index];
+            let waiting = places[index].as_ref().ok_or_else(|| RpcError::PeerUnavailable {
+                peer: context.here.to_string(),
+                step: "it no longer has its part of the request".to_owned(),
+            })?;
+            let digests = digests[index].unwrap_or_default();
+            check_same(context, request, waiting, &digests, slot, theirs.digests.get(index).map(|d| &d[..]))?;
+            Ok(judge(context, &task, waiting))
+        })
+        .collect();
+    let verdicts = judged.iter().enumerate().map(|(index, judged)| verdict(index, judged)).collect();
+    link.send(leader, reply(verdicts, None))?;
+    link.flush()?;
+    let start = receive_start(link, leader, plan.batch)?;
+    if start.accepted.is_empty() && start.replayed.is_empty() && start.refused.is_empty() {
+        // The other follower lacks models: the leader plans again.
+        drop(judged);
+        places.into_iter().flatten().for_each(|waiting| context.room.put_back(waiting));
+        return Ok(());
+    }
+    let decisions = read_start(&start, keys.len())?;
+    let (mut waiting, mut judgements, mut kept) = (Vec::new(), Vec::new(), Vec::new());
+    for ((place, judged), decision) in places.iter_mut().map(Option::take).zip(judged).zip(decisions) {
+        let reservation_failed = |error| Judgement { held: false, reservation: Err(error) };
+        if let Some(place) = place {
+            waiting.push(place);
+            judgements.push(judged.unwrap_or_else(reservation_failed));
+            kept.push(decision);
+        } else if !matches!(decision, Decision::Refuse(_)) {
+            return Err(Failure::fault("the leader runs a request that is not here".to_owned()));
+        }
+    }
+    carry_out(link, context, &task, &models, plan.batch, waiting, judgements, kept)
+}
+
+fn receive_start(link: &mut Link<'_>, leader: Neighbour, batch: u64) -> Result<Start, Failure> {
+    link.receive(leader, "start the batch", |frame| match frame {
+        Frame::Start(start) if start.batch == batch => Some(start),
+        _ => None,
+    })
+}
+
+fn verdict(index: usize, judged: &Result<Judgement, RpcError>) -> RequestVerdict {
+    let (held, refusal) = match judged {
+        Ok(judgement) => (judgement.held, judgement.reservation.as_ref().err()),
+        Err(error) => (false, Some(error)),
+    };
+    let verdict = match refusal {
+        Some(error) => Verdict::Refused(error.to_refusal()),
+        None => Verdict::Accepted(Accepted {}),
+    };
+    RequestVerdict { index: index as u32, held, verdict: Some(verdict) }
+}
+
+/// Reads the leader's decisions; every request must have exactly one.
+fn read_start(start: &Start, requests: usize) -> Result<Vec<Decision>, Failure> {
+    let mut decisions: BTreeMap<u32, Decision> = BTreeMap::new();
+    let mut lengths = 0;
+    let runs = start.accepted.iter().map(|&index| (index, Decision::Run));
+    let replays = start.replayed.iter().map(|&index| (index, Decision::Replay));
+    let refusals = start.refused.iter().map(|refused| {
+        let refusal = refused.refusal.clone().unwrap_or_default();
+        (refused.index, Decision::Refuse(RpcError::from_refusal(&refusal)))
+    });
+    for (index, decision) in runs.chain(replays).chain(refusals) {
+        decisions.insert(index, decision);
+        lengths += 1;
+    }
+    let complete = decisions.keys().copied().eq(0..requests as u32) && lengths == requests;
+    if !complete {
+        return Err(Failure::fault("the leader's start does not decide on every request once".to_owned()));
+    }
+    Ok(decisions.into_values().collect())
+}
+
+/// Checks a plan's task and models.
+fn prepare(context: &Context, plan: &Plan) -> Result<(Arc<Task>, Vec<Entry>), Refusal> {
+    let refuse = |error: RpcError| error.to_refusal();
+    let task = context.tasks.get(&plan.task).map_err(refuse)?;
+    context.tasks.check_agreement(task).map_err(refuse)?;
+    let rows: u64 = plan.requests.iter().map(|request| u64::from(request.rows)).sum();
+    if rows > MAXIMUM_PLAN_ROWS {
+        let what = "rows of a batch".to_owned();
+        return Err(refuse(RpcError::TooLarge { what, limit: MAXIMUM_PLAN_ROWS, got: rows }));
+    }
+    let ready = context.models.ready(&plan.task);
+    let (mut models, mut missing) = (Vec::new(), Vec::new());
+    for planned in &plan.models {
+        let same = |entry: &&Entry| {
+            entry.key.owner == planned.owner
+                && entry.key.model == planned.model
+                && entry.content_digest == planned.content_digest[..]
+        };
+        match ready.iter().find(same) {
+            Some(entry) => models.push(entry.clone()),
+            None => missing.push(format!("{}/{}", planned.owner, planned.model)),
+        }
+    }
+    if !missing.is_empty() {
+        return Err(Refusal {
+            reason: MODELS_MISSING.to_owned(),
+            message: format!("{} does not have these models ready: {}", context.here, missing.join(", ")),
+            metadata: [("models".to_owned(), missing.join(","))].into_iter().collect(),
+        });
+    }
+    if digest_of(&models) != plan.model_set_digest[..] {
+        return Err(refuse(internal("the plan's digest of the model set is wrong")));
+    }
+    Ok((Arc::clone(task), models))
+}
+
+fn request_keys(plan: &Plan) -> Result<Vec<RequestKey>, Failure> {
+    if plan.requests.is_empty() || plan.requests.len() > MAXIMUM_PLAN_REQUESTS {
+        return Err(Failure::fault(format!("a plan has {} requests", plan.requests.len())));
+    }
+    plan.requests
+        .iter()
+        .map(|request| {
+            let id = <[u8; 16]>::try_from(&request.request_id[..])
+                .map_err(|_| Failure::fault("a planned request's id has the wrong length".to_owned()))?;
+            Ok(RequestKey {
+                task: plan.task.clone(),
+                epoch: plan.epoch,
+                client: request.client.clone(),
+                request: RequestId(id),
+            })
+        })
+        .collect()
+}
+
+/// Checks that the client sent this server the same request as the two others.
+fn check_same(
+    context: &Context,
+    request: &PlannedRequest,
+    waiting: &Waiting,
+    digests: &[[u8; 32]; 2],
+    slot: usize,
+    theirs: Option<&[u8]>,
+) -> Result<(), RpcError> {
+    if waiting.public != request.digest[..] || waiting.rows != request.rows {
+        return Err(RpcError::InvalidRequest {
+            field: "header".to_owned(),
+            problem: "was sent with different content to the servers".to_owned(),
+        });
+    }
+    let inconsistent = |component: usize| RpcError::InconsistentDealer {
+        dealer: format!("client `{}`", waiting.key.client),
+        what: format!("request {}", waiting.key.request),
+        component: component as u8,
+    };
+    // With the leader this server shares the component that it does not share with its fellow.
+    if digests[1 - slot] != request.component_digest[..] {
+        let component = if slot == 1 { context.here } else { context.here.next() };
+        return Err(inconsistent(component.number()));
+    }
+    match theirs {
+        // The fellow has no part of the request; it says so itself.
+        Some([]) | None => Ok(()),
+        Some(theirs) if theirs == digests[slot] => Ok(()),
+        Some(_) => Err(inconsistent(2)),
+    }
+}

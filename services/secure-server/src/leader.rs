@@ -1,0 +1,205 @@
+//! Server 0's part in agreeing on a batch: it plans, decides and starts.
+
+use std::collections::BTreeSet;
+
+use concilium_mpc::Neighbour;
+use concilium_privacy::RequestKey;
+use concilium_rpc::status::RpcError;
+use concilium_rpc::v1::lane_frame::Frame;
+use concilium_rpc::v1::{
+    Plan, PlanReply, PlannedModel, PlannedRequest, Refusal, RequestRefusal, Start, request_verdict::Verdict,
+};
+
+use crate::batch::{Decision, Judgement, MODELS_MISSING, carry_out, digest_of, judge};
+use crate::context::Context;
+use crate::evaluator::{Failure, Link};
+use crate::models::{Entry, internal};
+use crate::task::Task;
+use crate::waiting::Waiting;
+
+/// How often a leader leaves models out that a peer does not have ready yet.
+const PLANNING_ATTEMPTS: usize = 3;
+
+/// Server 0: plans, agrees and runs one batch of waiting requests.
+pub(crate) fn lead(link: &mut Link<'_>, context: &Context) -> Result<(), Failure> {
+    let arrived = |key: &RequestKey| link.arrivals.everywhere(key);
+    let Some((task, keys)) = context.room.next_batch(context.limits.batch_rows, arrived) else {
+        return Ok(());
+    };
+    keys.iter().for_each(|key| link.arrivals.forget(key));
+    // Whatever ends the planning early drops these, which tells the clients to ask again.
+    let mut pending: Vec<Waiting> = keys.iter().filter_map(|key| context.room.take(key)).collect();
+    if pending.is_empty() {
+        return Ok(());
+    }
+    let prepared = context.tasks.get(&task).cloned().and_then(|task| {
+        context.tasks.check_agreement(&task)?;
+        Ok(task)
+    });
+    let task = match prepared {
+        Ok(task) => task,
+        Err(error) => {
+            refuse_all(&mut pending, &error);
+            return Ok(());
+        }
+    };
+    let mut models = context.models.ready(task.name());
+    for _ in 0..PLANNING_ATTEMPTS {
+        if models.is_empty() {
+            refuse_all(&mut pending, &RpcError::NoModels { task: task.name().to_owned() });
+            return Ok(());
+        }
+        match lead_attempt(link, context, &task, &models, &mut pending)? {
+            Outcome::Done => return Ok(()),
+            Outcome::ModelsMissing(missing) => {
+                models.retain(|entry| !missing.contains(&(entry.key.owner.clone(), entry.key.model.clone())));
+            }
+        }
+    }
+    let changing = RpcError::PeerUnavailable {
+        peer: "another server".to_owned(),
+        step: "the servers' model sets are changing".to_owned(),
+    };
+    refuse_all(&mut pending, &changing);
+    Ok(())
+}
+
+/// Answers all of `waiting` with the same refusal.
+fn refuse_all(waiting: &mut Vec<Waiting>, error: &RpcError) {
+    waiting.drain(..).for_each(|waiting| waiting.finish(Err(error.clone())));
+}
+
+enum Outcome {
+    Done,
+    ModelsMissing(BTreeSet<(String, String)>),
+}
+
+fn lead_attempt(
+    link: &mut Link<'_>,
+    context: &Context,
+    task: &Task,
+    models: &[Entry],
+    pending: &mut Vec<Waiting>,
+) -> Result<Outcome, Failure> {
+    let batch = link.next_session();
+    let digests: Vec<_> = pending.iter().map(Waiting::component_digests).collect();
+    for neighbour in [Neighbour::Next, Neighbour::Previous] {
+        // Component i + 1 is shared with the next server, component i with the previous one.
+        let slot = usize::from(neighbour == Neighbour::Next);
+        let plan = plan(batch, task, models, pending, &digests, slot);
+        link.send(neighbour, Frame::Plan(plan))?;
+    }
+    link.flush()?;
+    let judgements: Vec<_> = pending.iter().map(|waiting| judge(context, task, waiting)).collect();
+    let replies = [Neighbour::Next, Neighbour::Previous].map(|neighbour| {
+        link.receive(neighbour, "answer the plan", |frame| match frame {
+            Frame::PlanReply(reply) if reply.batch == batch => Some(reply),
+            _ => None,
+        })
+    });
+    let [next, previous] = replies;
+    let replies = [next?, previous?];
+    if let Some(refusal) = replies.iter().find_map(|reply| reply.refusal.as_ref()) {
+        link.send_both(Frame::Start(Start { batch, ..Start::default() }))?;
+        link.flush()?;
+        if refusal.reason == MODELS_MISSING {
+            return Ok(Outcome::ModelsMissing(parse_missing(refusal)));
+        }
+        refuse_all(pending, &RpcError::from_refusal(refusal));
+        return Ok(Outcome::Done);
+    }
+    let decisions = decide(&judgements, &replies)?;
+    let start = Start {
+        batch,
+        accepted: positions(&decisions, |decision| matches!(decision, Decision::Run)),
+        replayed: positions(&decisions, |decision| matches!(decision, Decision::Replay)),
+        refused: decisions
+            .iter()
+            .enumerate()
+            .filter_map(|(index, decision)| match decision {
+                Decision::Refuse(error) => {
+                    Some(RequestRefusal { index: index as u32, refusal: Some(error.to_refusal()) })
+                }
+                _ => None,
+            })
+            .collect(),
+    };
+    link.send_both(Frame::Start(start))?;
+    link.flush()?;
+    let waiting = std::mem::take(pending);
+    carry_out(link, context, task, models, batch, waiting, judgements, decisions)?;
+    Ok(Outcome::Done)
+}
+
+fn positions(decisions: &[Decision], wanted: impl Fn(&Decision) -> bool) -> Vec<u32> {
+    let chosen = decisions.iter().enumerate().filter(|(_, decision)| wanted(decision));
+    chosen.map(|(index, _)| index as u32).collect()
+}
+
+fn plan(
+    batch: u64,
+    task: &Task,
+    models: &[Entry],
+    waiting: &[Waiting],
+    digests: &[[[u8; 32]; 2]],
+    slot: usize,
+) -> Plan {
+    Plan {
+        batch,
+        task: task.name().to_owned(),
+        epoch: task.policy.epoch,
+        policy_digest: task.digest.to_vec().into(),
+        model_set_digest: digest_of(models).to_vec().into(),
+        models: models
+            .iter()
+            .map(|entry| PlannedModel {
+                owner: entry.key.owner.clone(),
+                model: entry.key.model.clone(),
+                content_digest: entry.content_digest.to_vec().into(),
+            })
+            .collect(),
+        requests: waiting
+            .iter()
+            .zip(digests)
+            .map(|(waiting, digests)| PlannedRequest {
+                client: waiting.key.client.clone(),
+                request_id: waiting.key.request.0.to_vec().into(),
+                digest: waiting.public.to_vec().into(),
+                rows: waiting.rows,
+                component_digest: digests[slot].to_vec().into(),
+            })
+            .collect(),
+    }
+}
+
+/// Server 0's decision on every request, from its own judgement and the two replies.
+fn decide(judgements: &[Judgement], replies: &[PlanReply; 2]) -> Result<Vec<Decision>, Failure> {
+    for reply in replies {
+        if reply.verdicts.len() != judgements.len() {
+            let due = judgements.len();
+            return Err(Failure::fault(format!("a peer judged {} of {due} requests", reply.verdicts.len())));
+        }
+    }
+    let decide = |(index, judgement): (usize, &Judgement)| {
+        let verdicts = replies.each_ref().map(|reply| &reply.verdicts[index]);
+        if judgement.held && verdicts.iter().all(|verdict| verdict.held) {
+            return Decision::Replay;
+        }
+        if let Err(error) = &judgement.reservation {
+            return Decision::Refuse(error.clone());
+        }
+        let refusal = verdicts.iter().find_map(|verdict| match &verdict.verdict {
+            Some(Verdict::Accepted(_)) => None,
+            Some(Verdict::Refused(refusal)) => Some(RpcError::from_refusal(refusal)),
+            None => Some(internal("a peer gave no verdict")),
+        });
+        refusal.map_or(Decision::Run, Decision::Refuse)
+    };
+    Ok(judgements.iter().enumerate().map(decide).collect())
+}
+
+fn parse_missing(refusal: &Refusal) -> BTreeSet<(String, String)> {
+    let models = refusal.metadata.get("models").map(String::as_str).unwrap_or_default();
+    let pairs = models.split(',').filter_map(|pair| pair.split_once('/'));
+    pairs.map(|(owner, model)| (owner.to_owned(), model.to_owned())).collect()
+}
