@@ -14,7 +14,7 @@ use ndarray::Array2;
 use proptest::prelude::*;
 
 /// One party's shares, by its place.
-fn mine<'a, E: Element>(parts: &'a [Shares<E>; 3], index: PartyIndex) -> &'a Shares<E> {
+fn mine<E: Element>(parts: &[Shares<E>; 3], index: PartyIndex) -> &Shares<E> {
     &parts[index.number()]
 }
 

@@ -6,6 +6,7 @@
 use std::fs;
 use std::io;
 use std::net::TcpListener;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -21,6 +22,10 @@ use thiserror::Error;
 const CERTIFICATE_DAYS: u32 = 30;
 /// How long a server may take to end by itself before it is killed.
 const END_PATIENCE: Duration = Duration::from_secs(15);
+/// Ports that servers may get.
+const PORTS: Range<u16> = 10_000..32_000;
+/// Ports that may turn out to be in use before the search is given up.
+const PORT_ATTEMPTS: usize = 100;
 
 /// Why a local cluster can't be run.
 #[derive(Debug, Error)]
@@ -153,7 +158,14 @@ impl Cluster {
         let log = self.log(server);
         let file = fs::OpenOptions::new().create(true).append(true).open(&log);
         let file = file.map_err(|source| ClusterError::Write { path: log, source })?;
-        let child = Command::new(&self.program.path)
+        let mut command = Command::new(&self.program.path);
+        // Variables of the user's own programs would override the files written here.
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("CONCILIUM_") {
+                command.env_remove(name);
+            }
+        }
+        let child = command
             .args(&self.program.arguments)
             .arg("--config")
             .arg(self.home(server).join("server.toml"))
@@ -303,12 +315,29 @@ impl Drop for Cluster {
 }
 
 /// Six ports that were free a moment ago.
+///
+/// They lie below those that systems give to outgoing connections, which could otherwise take one
+/// before its server does, and are drawn at random, so that clusters that start at the same time
+/// hardly ever meet.
 fn free_ports() -> io::Result<[u16; 6]> {
     // All are held until all are known, so that none is given out twice.
-    let listeners: Vec<_> = (0..6).map(|_| TcpListener::bind(("127.0.0.1", 0))).collect::<io::Result<_>>()?;
+    let mut listeners = Vec::new();
     let mut ports = [0; 6];
-    for (port, listener) in ports.iter_mut().zip(&listeners) {
-        *port = listener.local_addr()?.port();
+    let mut attempts = 0;
+    while listeners.len() < ports.len() {
+        let port = rand::random_range(PORTS);
+        match TcpListener::bind(("127.0.0.1", port)) {
+            Ok(listener) => {
+                ports[listeners.len()] = port;
+                listeners.push(listener);
+            }
+            Err(error) => {
+                attempts += 1;
+                if attempts == PORT_ATTEMPTS {
+                    return Err(error);
+                }
+            }
+        }
     }
     Ok(ports)
 }

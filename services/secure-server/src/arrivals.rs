@@ -41,9 +41,15 @@ impl Arrivals {
         self.requests.remove(key);
     }
 
-    /// Forgets announcements of requests that never arrived at the leader.
-    pub(crate) fn forget_older(&mut self, age: Duration) {
-        self.requests.retain(|_, (_, since)| since.elapsed() <= age);
+    /// Forgets and returns requests that were announced more than `age` ago and for which `wanted`
+    /// holds.
+    pub(crate) fn take_older(
+        &mut self,
+        age: Duration,
+        wanted: impl Fn(&RequestKey) -> bool,
+    ) -> Vec<RequestKey> {
+        let old = |key: &RequestKey, since: &Instant| since.elapsed() > age && wanted(key);
+        self.requests.extract_if(|key, (_, since)| old(key, since)).map(|(key, _)| key).collect()
     }
 }
 

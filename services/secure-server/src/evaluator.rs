@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use concilium_mpc::{Neighbour, PartyIndex};
+use concilium_privacy::RequestKey;
 use concilium_rpc::lane::{Lane, LaneError, LaneEvent};
 use concilium_rpc::status::RpcError;
 use concilium_rpc::v1::lane_frame::Frame;
-use concilium_rpc::v1::{Arrived, ComponentDigests, LaneFrame, Released};
+use concilium_rpc::v1::{Arrived, ComponentDigests, Incomplete, LaneFrame, Released};
 
 use tokio::sync::oneshot;
 
@@ -140,6 +141,7 @@ impl Link<'_> {
                 // A follower that had not read the plan yet when it announced more.
                 Some(Frame::Arrived(arrived)) => self.arrivals.note(from, &arrived),
                 Some(Frame::Released(released)) => release_kept(self.context, &released),
+                Some(Frame::Incomplete(incomplete)) => drop_incomplete(self.context, &incomplete),
                 _ => break frame,
             }
         };
@@ -231,7 +233,7 @@ fn serve_as_leader(link: &mut Link<'_>, context: &Context, stop: &AtomicBool) ->
     while !stop.load(Ordering::Relaxed) {
         if tidied.elapsed() > TICK {
             tidied = Instant::now();
-            give_up_incomplete(link, context);
+            give_up_incomplete(link, context)?;
         }
         // Read before looking, so that an arrival in between ends the wait below.
         let seen = context.room.arrivals();
@@ -261,18 +263,42 @@ fn serve_as_leader(link: &mut Link<'_>, context: &Context, stop: &AtomicBool) ->
     Ok(())
 }
 
-/// Tells clients that have left a server out, and forgets what only the others have heard of.
-fn give_up_incomplete(link: &mut Link<'_>, context: &Context) {
+/// Tells clients that have left a server out, here and on the servers that they have not left out.
+fn give_up_incomplete(link: &mut Link<'_>, context: &Context) -> Result<(), Failure> {
     let patience = Duration::from_millis(context.limits.arrival_timeout_ms);
-    let incomplete = |key: &concilium_privacy::RequestKey| !link.arrivals.everywhere(key);
-    for waiting in context.room.take_older(patience, incomplete) {
+    let not_here = |key: &RequestKey| !context.room.contains(key);
+    let mut incomplete = link.arrivals.take_older(patience, not_here);
+    let not_everywhere = |key: &RequestKey| !link.arrivals.everywhere(key);
+    for waiting in context.room.take_older(patience, not_everywhere) {
         let missing = link.lane.index_of(link.arrivals.missing_on(&waiting.key));
-        waiting.finish(Err(RpcError::PeerUnavailable {
-            peer: format!("server {missing}"),
-            step: "it has not received its part of the request; send all three parts at once".to_owned(),
-        }));
+        link.arrivals.forget(&waiting.key);
+        incomplete.push(waiting.key.clone());
+        waiting.finish(Err(left_out(missing)));
     }
-    link.arrivals.forget_older(Duration::from_millis(context.limits.request_timeout_ms));
+    if incomplete.is_empty() {
+        return Ok(());
+    }
+    link.send_both(Frame::Incomplete(Incomplete { requests: to_wire(incomplete) }))?;
+    link.flush()
+}
+
+/// What a client is told of whose request not every server has its part.
+fn left_out(server: u8) -> RpcError {
+    RpcError::PeerUnavailable {
+        peer: format!("server {server}"),
+        step: "it has not received its part of the request; send all three parts at once".to_owned(),
+    }
+}
+
+/// On a follower: the leader has given these requests up.
+fn drop_incomplete(context: &Context, incomplete: &Incomplete) {
+    let waiting = named(&incomplete.requests).filter_map(|key| context.room.take(&key));
+    waiting.for_each(|waiting| {
+        waiting.finish(Err(RpcError::PeerUnavailable {
+            peer: "another server".to_owned(),
+            step: "not every server has received its part of the request; send all three at once".to_owned(),
+        }));
+    });
 }
 
 fn serve_as_follower(link: &mut Link<'_>, context: &Context, stop: &AtomicBool) -> Result<(), Failure> {
@@ -283,6 +309,9 @@ fn serve_as_follower(link: &mut Link<'_>, context: &Context, stop: &AtomicBool) 
             LaneEvent::Other(()) => link.tell()?,
             LaneEvent::Frame(_, LaneFrame { frame: Some(Frame::Released(released)) }) => {
                 release_kept(context, &released);
+            }
+            LaneEvent::Frame(_, LaneFrame { frame: Some(Frame::Incomplete(incomplete)) }) => {
+                drop_incomplete(context, &incomplete);
             }
             LaneEvent::Frame(from, LaneFrame { frame: Some(Frame::Plan(plan)) }) if from == leader => {
                 follower::follow(link, context, plan)?;

@@ -189,6 +189,11 @@ impl WaitingRoom {
         keys.iter().filter_map(|key| inner.requests.remove(key)).collect()
     }
 
+    /// Whether a request waits here.
+    pub fn contains(&self, key: &RequestKey) -> bool {
+        self.lock().requests.contains_key(key)
+    }
+
     /// The arrivals of which the leader has not been told yet.
     pub fn take_unannounced(&self) -> Vec<RequestKey> {
         let mut inner = self.lock();

@@ -1,6 +1,6 @@
 //! What the protocol tests share; not every test uses all of it.
 
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, clippy::print_stdout)]
 
 use concilium_ring::Element;
 use ndarray::Array2;

@@ -148,6 +148,7 @@ fn frame_name(frame: Option<&Frame>) -> &'static str {
         Some(Frame::ComponentDigests(_)) => "ComponentDigests",
         Some(Frame::Arrived(_)) => "Arrived",
         Some(Frame::Released(_)) => "Released",
+        Some(Frame::Incomplete(_)) => "Incomplete",
         None => "unknown",
     }
 }

@@ -3,15 +3,12 @@
 
 #![allow(dead_code, unreachable_pub)]
 
-#[path = "../../../demo/src/cluster.rs"]
-pub mod cluster;
-
 use std::path::PathBuf;
 use std::time::Duration;
 
-use self::cluster::{Cluster, ServerProgram};
 use bytes::Bytes;
 use concilium_client_library::{Connection, ConnectionConfig};
+use concilium_demo::cluster::{Cluster, ServerProgram};
 use concilium_inference::flatten;
 use concilium_mpc::input::{Component, DealtShare, deal};
 use concilium_mpc::opening::open_sums;

@@ -1,0 +1,109 @@
+//! `concilium-demo`: see `concilium-demo --help`.
+
+use std::fs;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use concilium_client_library::terminal::{self, Failure, FailureClass, Output};
+use concilium_demo::arguments::{Arguments, Command, Demonstration};
+use concilium_demo::cluster::ServerProgram;
+use concilium_demo::data::Selection;
+use concilium_demo::error::DemoError;
+use concilium_demo::interruption::{Interruption, interruption};
+use concilium_demo::report::Report;
+use concilium_demo::run::{Options, run};
+use concilium_demo::server;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return terminal::exit(Err(Failure::new(FailureClass::Local, &error))),
+    };
+    let code = match &arguments.command {
+        Some(Command::Server { config }) => {
+            let served = runtime.block_on(server::serve(config));
+            terminal::exit(served.map_err(|error| Failure::new(FailureClass::Local, error.as_ref())))
+        }
+        None => match runtime.block_on(demonstrate(&arguments.demonstration)) {
+            Ok(code) => code,
+            Err(failure) => terminal::exit(Err(failure)),
+        },
+    };
+    // After a signal a computation may still run on a thread; it holds nothing that must be tidied.
+    runtime.shutdown_background();
+    code
+}
+
+async fn demonstrate(arguments: &Demonstration) -> Result<ExitCode, Failure> {
+    concilium_rpc::tls::install_crypto_provider();
+    terminal::log_to_standard_error();
+    let options = options(arguments);
+    let program = std::env::current_exe()
+        .map_err(|error| Failure::new(FailureClass::Local, &error).context("finding this program's file"))?;
+    let program =
+        ServerProgram { path: program, arguments: vec!["server".to_owned()], ends_with_input: true };
+    let report = tokio::select! {
+        // Looked at first: after a signal to the whole group, the servers' end is no failure.
+        biased;
+        signal = interruption() => return interrupted(signal),
+        report = run(&options, program) => report,
+    };
+    let report = report.map_err(|error| advise(error, &options))?;
+    report.print(&mut Output::standard())?;
+    if let Some(path) = &arguments.json {
+        write_json(path, &report)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn options(arguments: &Demonstration) -> Options {
+    // All counts were checked to be far below what any machine's `usize` holds.
+    let count = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
+    Options {
+        data: Selection {
+            models: arguments.models.clone(),
+            inputs: arguments.inputs.clone(),
+            labels: arguments.labels.clone(),
+            owners: arguments.owners.map(count),
+            queries: arguments.queries.map(count),
+        },
+        release: arguments.release.into(),
+        mechanism: arguments.mechanism(),
+        batch: count(arguments.batch),
+        fractional_bits: arguments.fractional_bits,
+        keep: arguments.keep.clone(),
+    }
+}
+
+/// The future of the demonstration was dropped, and with it servers and folder.
+fn interrupted(signal: std::io::Result<Interruption>) -> Result<ExitCode, Failure> {
+    match signal {
+        Ok(signal) => {
+            let message = format!("stopped by {}", signal.name);
+            // The exit code of `Failure` knows no signals.
+            let _ = terminal::exit(Err(Failure::message(FailureClass::Local, message)));
+            Ok(ExitCode::from(signal.exit_code))
+        }
+        Err(error) => Err(Failure::new(FailureClass::Local, &error).context("waiting for signals")),
+    }
+}
+
+/// Says where to find out more, when the logs went with the temporary folder.
+fn advise(error: DemoError, options: &Options) -> Failure {
+    let input = error.class() == FailureClass::Input;
+    let failure = Failure::from(error);
+    if input || options.keep.is_some() {
+        return failure;
+    }
+    let class = failure.class();
+    Failure::message(class, format!("{failure} (repeat with --keep DIR to have the servers' logs)"))
+}
+
+fn write_json(path: &Path, report: &Report) -> Result<(), Failure> {
+    let failed = |source| DemoError::Write { path: path.to_owned(), source };
+    let mut text = serde_json::to_string_pretty(report).map_err(|error| failed(error.into()))?;
+    text.push('\n');
+    Ok(fs::write(path, text).map_err(failed)?)
+}
