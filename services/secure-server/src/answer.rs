@@ -9,8 +9,13 @@ use zeroize::Zeroize;
 
 use crate::models::internal;
 
+/// Names one evaluation of a batch: 16 random bytes chosen by the leader.
+pub(crate) type RunId = [u8; 16];
+
 /// One server's part of an answer.
 pub struct Answer {
+    /// The run that gave it. Parts of different runs do not fit together.
+    pub run: RunId,
     /// What was computed and what it cost. The caller's spending is filled in when it is sent.
     pub receipt: v1::Receipt,
     /// The two components of the noised result.
@@ -27,6 +32,8 @@ struct StoredAnswer {
     own: Vec<u8>,
     #[prost(bytes = "vec", tag = "3")]
     next: Vec<u8>,
+    #[prost(bytes = "vec", tag = "4")]
+    run: Vec<u8>,
 }
 
 impl std::fmt::Debug for StoredAnswer {
@@ -43,6 +50,7 @@ impl Answer {
             receipt: self.receipt.clone(),
             own: self.components.own.clone(),
             next: self.components.next.clone(),
+            run: self.run.to_vec(),
         };
         let bytes = stored.encode_to_vec();
         stored.own.zeroize();
@@ -56,8 +64,9 @@ impl Answer {
     /// [`RpcError::Internal`] when the bytes can't be read.
     pub fn from_stored(bytes: &ResultBytes) -> Result<Self, RpcError> {
         let stored = StoredAnswer::decode(bytes.expose()).map_err(internal)?;
-        let StoredAnswer { mut receipt, own, next } = stored;
+        let StoredAnswer { mut receipt, own, next, run } = stored;
         receipt.replayed = true;
-        Ok(Answer { receipt, components: ReleasedComponents { own, next } })
+        let run = RunId::try_from(run).map_err(|_| internal("a kept result does not name its run"))?;
+        Ok(Answer { run, receipt, components: ReleasedComponents { own, next } })
     }
 }

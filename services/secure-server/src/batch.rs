@@ -7,7 +7,7 @@
 use concilium_privacy::{Charge, ContentDigest, LedgerError, Lookup, Reservation};
 use concilium_rpc::status::RpcError;
 
-use crate::answer::Answer;
+use crate::answer::{Answer, RunId};
 use crate::context::Context;
 use crate::evaluator::{Failure, Link};
 use crate::models::{Entry, internal, model_set_digest};
@@ -20,8 +20,8 @@ pub(crate) const MODELS_MISSING: &str = "MODELS_MISSING";
 
 /// What this server says about one request.
 pub(crate) struct Judgement {
-    /// Set when the request was committed before and its result is kept.
-    pub(crate) held: bool,
+    /// The run whose result is committed and kept here.
+    pub(crate) held: Option<RunId>,
     /// The reserved cost, or why the request can't run (anew).
     pub(crate) reservation: Result<Reservation, RpcError>,
 }
@@ -29,13 +29,16 @@ pub(crate) struct Judgement {
 /// Looks the request up and reserves its cost.
 pub(crate) fn judge(context: &Context, task: &Task, waiting: &Waiting) -> Judgement {
     let held = match context.ledger.lookup(&waiting.key, &waiting.content) {
-        Ok(Lookup::Held { released: true, .. }) => {
-            let already = RpcError::InProgress { request_id: waiting.key.request.to_string() };
-            return Judgement { held: true, reservation: Err(already) };
-        }
-        Ok(Lookup::Held { .. }) => true,
-        Ok(Lookup::New) => false,
-        Err(error) => return Judgement { held: false, reservation: Err(ledger_error(error)) },
+        Ok(Lookup::Held { result, released }) => match Answer::from_stored(&result) {
+            Ok(answer) if released => {
+                let already = RpcError::InProgress { request_id: waiting.key.request.to_string() };
+                return Judgement { held: Some(answer.run), reservation: Err(already) };
+            }
+            Ok(answer) => Some(answer.run),
+            Err(error) => return Judgement { held: None, reservation: Err(error) },
+        },
+        Ok(Lookup::New) => None,
+        Err(error) => return Judgement { held: None, reservation: Err(ledger_error(error)) },
     };
     let charge = Charge::new(waiting.key.clone(), waiting.content, waiting.rows, &task.policy);
     let reservation = charge
@@ -88,7 +91,8 @@ pub(crate) fn carry_out(
     context: &Context,
     task: &Task,
     models: &[Entry],
-    batch: u64,
+    session: u64,
+    run_id: RunId,
     waiting: Vec<Waiting>,
     judgements: Vec<Judgement>,
     decisions: Vec<Decision>,
@@ -112,7 +116,7 @@ pub(crate) fn carry_out(
     if active.is_empty() {
         return Ok(());
     }
-    run(link, context, Batch { session: batch, task, models, active })
+    run(link, context, Batch { session, run_id, task, models, active })
 }
 
 /// The kept result of a request that all three servers have committed.

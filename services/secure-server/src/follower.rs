@@ -12,6 +12,7 @@ use concilium_rpc::v1::{
     request_verdict::Verdict,
 };
 
+use crate::answer::RunId;
 use crate::batch::{Decision, Judgement, MODELS_MISSING, carry_out, digest_of, judge};
 use crate::context::Context;
 use crate::evaluator::{Failure, Link};
@@ -32,6 +33,8 @@ pub(crate) fn follow(link: &mut Link<'_>, context: &Context, plan: Plan) -> Resu
     link.note_session(plan.batch)?;
     let prepared = prepare(context, &plan);
     let keys = request_keys(&plan)?;
+    let run_id = RunId::try_from(&plan.run[..])
+        .map_err(|_| Failure::fault("a plan's run id has the wrong length".to_owned()))?;
     let mut places: Vec<Option<Waiting>> = keys.iter().map(|key| context.room.take(key)).collect();
     // The component that both followers hold is number 2: server 1's next, server 2's own.
     let slot = usize::from(fellow == Neighbour::Next);
@@ -86,7 +89,7 @@ pub(crate) fn follow(link: &mut Link<'_>, context: &Context, plan: Plan) -> Resu
     let decisions = read_start(&start, keys.len())?;
     let (mut waiting, mut judgements, mut kept) = (Vec::new(), Vec::new(), Vec::new());
     for ((place, judged), decision) in places.iter_mut().map(Option::take).zip(judged).zip(decisions) {
-        let reservation_failed = |error| Judgement { held: false, reservation: Err(error) };
+        let reservation_failed = |error| Judgement { held: None, reservation: Err(error) };
         if let Some(place) = place {
             waiting.push(place);
             judgements.push(judged.unwrap_or_else(reservation_failed));
@@ -95,7 +98,7 @@ pub(crate) fn follow(link: &mut Link<'_>, context: &Context, plan: Plan) -> Resu
             return Err(Failure::fault("the leader runs a request that is not here".to_owned()));
         }
     }
-    carry_out(link, context, &task, &models, plan.batch, waiting, judgements, kept)
+    carry_out(link, context, &task, &models, plan.batch, run_id, waiting, judgements, kept)
 }
 
 fn receive_start(link: &mut Link<'_>, leader: Neighbour, batch: u64) -> Result<Start, Failure> {
@@ -108,13 +111,14 @@ fn receive_start(link: &mut Link<'_>, leader: Neighbour, batch: u64) -> Result<S
 fn verdict(index: usize, judged: &Result<Judgement, RpcError>) -> RequestVerdict {
     let (held, refusal) = match judged {
         Ok(judgement) => (judgement.held, judgement.reservation.as_ref().err()),
-        Err(error) => (false, Some(error)),
+        Err(error) => (None, Some(error)),
     };
     let verdict = match refusal {
         Some(error) => Verdict::Refused(error.to_refusal()),
         None => Verdict::Accepted(Accepted {}),
     };
-    RequestVerdict { index: index as u32, held, verdict: Some(verdict) }
+    let held_run = held.map(|run| run.to_vec()).unwrap_or_default().into();
+    RequestVerdict { index: index as u32, held_run, verdict: Some(verdict) }
 }
 
 /// Reads the leader's decisions; every request must have exactly one.

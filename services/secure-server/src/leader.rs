@@ -10,6 +10,7 @@ use concilium_rpc::v1::{
     Plan, PlanReply, PlannedModel, PlannedRequest, Refusal, RequestRefusal, Start, request_verdict::Verdict,
 };
 
+use crate::answer::RunId;
 use crate::batch::{Decision, Judgement, MODELS_MISSING, carry_out, digest_of, judge};
 use crate::context::Context;
 use crate::evaluator::{Failure, Link};
@@ -82,11 +83,12 @@ fn lead_attempt(
     pending: &mut Vec<Waiting>,
 ) -> Result<Outcome, Failure> {
     let batch = link.next_session();
+    let run_id: RunId = rand::random();
     let digests: Vec<_> = pending.iter().map(Waiting::component_digests).collect();
     for neighbour in [Neighbour::Next, Neighbour::Previous] {
         // Component i + 1 is shared with the next server, component i with the previous one.
         let slot = usize::from(neighbour == Neighbour::Next);
-        let plan = plan(batch, task, models, pending, &digests, slot);
+        let plan = plan(batch, &run_id, task, models, pending, &digests, slot);
         link.send(neighbour, Frame::Plan(plan))?;
     }
     link.flush()?;
@@ -127,7 +129,7 @@ fn lead_attempt(
     link.send_both(Frame::Start(start))?;
     link.flush()?;
     let waiting = std::mem::take(pending);
-    carry_out(link, context, task, models, batch, waiting, judgements, decisions)?;
+    carry_out(link, context, task, models, batch, run_id, waiting, judgements, decisions)?;
     Ok(Outcome::Done)
 }
 
@@ -138,6 +140,7 @@ fn positions(decisions: &[Decision], wanted: impl Fn(&Decision) -> bool) -> Vec<
 
 fn plan(
     batch: u64,
+    run_id: &RunId,
     task: &Task,
     models: &[Entry],
     waiting: &[Waiting],
@@ -146,6 +149,7 @@ fn plan(
 ) -> Plan {
     Plan {
         batch,
+        run: run_id.to_vec().into(),
         task: task.name().to_owned(),
         epoch: task.policy.epoch,
         policy_digest: task.digest.to_vec().into(),
@@ -182,7 +186,10 @@ fn decide(judgements: &[Judgement], replies: &[PlanReply; 2]) -> Result<Vec<Deci
     }
     let decide = |(index, judgement): (usize, &Judgement)| {
         let verdicts = replies.each_ref().map(|reply| &reply.verdicts[index]);
-        if judgement.held && verdicts.iter().all(|verdict| verdict.held) {
+        // Results of different runs, which crashes can leave behind, do not fit together.
+        if let Some(run) = judgement.held
+            && verdicts.iter().all(|verdict| verdict.held_run[..] == run)
+        {
             return Decision::Replay;
         }
         if let Err(error) = &judgement.reservation {
@@ -202,4 +209,45 @@ fn parse_missing(refusal: &Refusal) -> BTreeSet<(String, String)> {
     let models = refusal.metadata.get("models").map(String::as_str).unwrap_or_default();
     let pairs = models.split(',').filter_map(|pair| pair.split_once('/'));
     pairs.map(|(owner, model)| (owner.to_owned(), model.to_owned())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use concilium_rpc::v1::{Accepted, RequestVerdict};
+
+    use super::*;
+
+    fn judgement(held: Option<RunId>) -> Judgement {
+        // What a request that can't run anew says; whether it is replayed does not depend on it.
+        Judgement { held, reservation: Err(RpcError::InProgress { request_id: "0".to_owned() }) }
+    }
+
+    fn reply(held: Option<RunId>) -> PlanReply {
+        let held_run = held.map(|run| run.to_vec()).unwrap_or_default().into();
+        let verdict = RequestVerdict { index: 0, held_run, verdict: Some(Verdict::Accepted(Accepted {})) };
+        PlanReply { batch: 1, verdicts: vec![verdict], refusal: None }
+    }
+
+    fn replays(held: [Option<RunId>; 3]) -> bool {
+        let replies = [reply(held[1]), reply(held[2])];
+        let decisions = decide(&[judgement(held[0])], &replies).expect("one verdict for one request");
+        matches!(decisions[..], [Decision::Replay])
+    }
+
+    #[test]
+    fn only_results_of_one_run_on_all_servers_are_replayed() {
+        let (first, second) = (Some([1; 16]), Some([2; 16]));
+        assert!(replays([first, first, first]));
+        assert!(!replays([first, first, second]));
+        assert!(!replays([second, first, first]));
+        assert!(!replays([first, first, None]));
+        assert!(!replays([None, None, None]));
+    }
+
+    #[test]
+    fn a_reply_that_judges_another_number_of_requests_ends_the_batch() {
+        let mut short = reply(None);
+        short.verdicts.clear();
+        assert!(decide(&[judgement(None)], &[reply(None), short]).is_err());
+    }
 }

@@ -294,7 +294,7 @@ impl Prediction for PredictionService {
     ) -> Result<Response<Responses>, Status> {
         let caller = self.context.allowed.authorise(&request, &[Role::Client])?;
         let client = caller.name().to_owned();
-        let Answer { mut receipt, mut components } =
+        let Answer { mut receipt, mut components, .. } =
             self.answer(client.clone(), request.into_inner()).await?;
         receipt.caller_spent_nano_rho = self.spent_by(&receipt.task, receipt.epoch, &client)?;
         let header = predict_response::Message::Header(receipt);

@@ -13,7 +13,7 @@ use concilium_rpc::v1::{self, Barrier, EvaluationStatistics, ResultEncoding};
 use ndarray::Array2;
 use zeroize::Zeroize;
 
-use crate::answer::Answer;
+use crate::answer::{Answer, RunId};
 use crate::batch::digest_of;
 use crate::context::Context;
 use crate::evaluator::{Failure, Link};
@@ -34,6 +34,7 @@ pub(crate) struct Active {
 /// An agreed batch.
 pub(crate) struct Batch<'a> {
     pub(crate) session: u64,
+    pub(crate) run_id: RunId,
     pub(crate) task: &'a Task,
     pub(crate) models: &'a [Entry],
     pub(crate) active: Vec<Active>,
@@ -42,7 +43,7 @@ pub(crate) struct Batch<'a> {
 /// Runs a batch to its end. On a failure before this server's barrier message nothing has been
 /// charged and nobody can have released anything; on a later one the charge stays.
 pub(crate) fn run(link: &mut Link<'_>, context: &Context, batch: Batch<'_>) -> Result<(), Failure> {
-    let Batch { session, task, models, mut active } = batch;
+    let Batch { session, run_id, task, models, mut active } = batch;
     let begin = Instant::now();
     let (released, traffic) = match evaluate(link, context, session, task, models, &active) {
         Ok(done) => done,
@@ -58,7 +59,7 @@ pub(crate) fn run(link: &mut Link<'_>, context: &Context, batch: Batch<'_>) -> R
         batch_rows: active.iter().map(|active| active.waiting.rows).sum(),
     };
     let digests = released.digests(session);
-    let answers = split(task, models, &active, released, &statistics);
+    let answers = split(task, models, run_id, &active, released, &statistics);
     let (mut charges, mut finished) = (Vec::new(), Vec::new());
     for (active, answer) in active.drain(..).zip(answers) {
         charges.push((active.reservation, answer.to_stored()));
@@ -78,7 +79,7 @@ pub(crate) fn run(link: &mut Link<'_>, context: &Context, batch: Batch<'_>) -> R
             return Err(failure);
         }
     };
-    let transcript = transcript_digest(task, session, models, &finished);
+    let transcript = transcript_digest(task, session, &run_id, models, &finished);
     let barrier = |slot: usize| {
         Frame::Barrier(Barrier {
             batch: session,
@@ -189,6 +190,7 @@ fn stack_inputs(task: &Task, active: &[Active]) -> Result<Shares<Z64>, concilium
 fn split(
     task: &Task,
     models: &[Entry],
+    run_id: RunId,
     active: &[Active],
     released: ReleasedComponents,
     statistics: &EvaluationStatistics,
@@ -227,7 +229,7 @@ fn split(
                 own: released.own[range.clone()].to_vec(),
                 next: released.next[range].to_vec(),
             };
-            Answer { receipt, components }
+            Answer { run: run_id, receipt, components }
         })
         .collect()
 }
@@ -236,11 +238,12 @@ fn split(
 fn transcript_digest(
     task: &Task,
     session: u64,
+    run_id: &RunId,
     models: &[Entry],
     finished: &[(Waiting, Answer)],
 ) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new_derive_key("concilium v1 batch transcript");
-    hasher.update(&task.digest).update(&session.to_le_bytes()).update(&digest_of(models));
+    hasher.update(&task.digest).update(&session.to_le_bytes()).update(run_id).update(&digest_of(models));
     for (waiting, _) in finished {
         hasher.update(&waiting.public).update(&waiting.rows.to_le_bytes());
     }

@@ -4,12 +4,18 @@
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use concilium_client_library::inputs::Source;
 use concilium_demo::data::{Data, Selection};
+use concilium_inference::{Ensemble, SharedModel, flatten, logits};
+use concilium_mpc::Shares;
+use concilium_mpc::local::{reconstruct, run, share};
+use concilium_network::{InputDomain, choose_fractional_bits, import_file, quantise};
 use concilium_privacy::Release;
+use concilium_ring::{Element as _, Z64};
 use flate2::read::GzDecoder;
-use ndarray::{Array1, Array2, Axis, s};
+use ndarray::{Array1, Array2, Array3, ArrayView2, Axis, s};
 use ndarray_npy::{NpzReader, write_npy};
 
 use super::gaussian;
@@ -85,6 +91,56 @@ fn check(family: &str, inputs: &Array2<f64>, labels: &Array1<i64>, folder: &Path
     demo.check_nothing_is_left();
 }
 
+/// Un-noised logits of all owners of a family, computed together by three parties in this process,
+/// against those of ONNX Runtime in `expected.npz`: within the bound that the range analysis proves,
+/// and the single precision of ONNX Runtime.
+fn check_logits(family: &str, inputs: &Array2<f64>, folder: &Path) {
+    const ROWS: usize = 10;
+    let models = folder.join("models").join(family);
+    let mut paths: Vec<_> = fs::read_dir(&models).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "onnx"));
+    paths.sort();
+    let networks: Vec<_> = paths.iter().map(|path| import_file(path).unwrap()).collect();
+    let fold = |pick: fn(f64, f64) -> f64| -> Vec<f64> {
+        inputs.axis_iter(Axis(1)).map(|column| column.iter().copied().fold(column[0], pick)).collect()
+    };
+    let domain = InputDomain::new(vec![inputs.ncols()], fold(f64::min), fold(f64::max)).unwrap();
+    let bits = choose_fractional_bits(&networks, &domain).unwrap();
+    let fixed: Vec<_> = networks.iter().map(|network| quantise(network, &domain, bits).unwrap()).collect();
+    let rows = domain.encode(inputs.slice(s![..ROWS, ..]), bits).unwrap().mapv(Z64::from_signed);
+    let shares = share(1, &rows);
+    let dealt: Vec<[Shares<Z64>; 3]> = fixed
+        .iter()
+        .enumerate()
+        .map(|(owner, network)| share(2 + owner as u64, &Array1::from(flatten(network)).insert_axis(Axis(0))))
+        .collect();
+    let logits = reconstruct(&run(3, |party| {
+        let place = party.index().number();
+        let models = fixed.iter().zip(&dealt).map(|(network, dealt)| {
+            let component = |view: ArrayView2<'_, Z64>| view.iter().copied().collect::<Vec<_>>();
+            let (own, next) = (component(dealt[place].own()), component(dealt[place].next()));
+            Arc::new(SharedModel::new(network.architecture(), &own, &next).unwrap())
+        });
+        let classes = fixed[0].architecture().classes;
+        let ensemble = Ensemble::new(models.collect(), inputs.ncols(), classes, bits).unwrap();
+        logits(party, &ensemble, &shares[place]).unwrap()
+    }));
+    let mut expected = NpzReader::new(File::open(models.join("expected.npz")).unwrap()).unwrap();
+    let expected: Array3<f32> = expected.by_name("logits.npy").unwrap();
+    let unit = 2f64.powi(-(bits as i32));
+    let mut largest = 0f64;
+    for (owner, network) in fixed.iter().enumerate() {
+        let mine = logits.slice(s![owner * ROWS..(owner + 1) * ROWS, ..]);
+        for (secure, &plain) in mine.iter().zip(expected.slice(s![owner, ..ROWS, ..])) {
+            let difference = (secure.to_signed() as f64 * unit - f64::from(plain)).abs();
+            let bound = network.error_bound() + 2e-5 * f64::from(plain).abs().max(1.0);
+            assert!(difference <= bound, "{family} owner {owner}: off by {difference}, bound {bound}");
+            largest = largest.max(difference);
+        }
+    }
+    println!("{family}: {bits} fractional bits, logits off by at most {largest:.6}");
+}
+
 #[test]
 fn mnist() {
     let Some(folder) = shared() else { return };
@@ -92,6 +148,7 @@ fn mnist() {
     let labels = idx(&folder.join("data/mnist/t10k-labels-idx1-ubyte.gz"));
     let first = inputs.slice(s![..2 * QUERIES, ..]).to_owned();
     let labels = labels.slice(s![..2 * QUERIES, 0]).mapv(|label| label as i64);
+    check_logits("mnist_mlp", &first, &folder);
     check("mnist_mlp", &first, &labels, &folder);
 }
 
@@ -100,11 +157,14 @@ fn breast_cancer() {
     let Some(folder) = shared() else { return };
     let text = fs::read_to_string(folder.join("data/breast_cancer.csv")).unwrap();
     let (inputs, labels) = table(&text, true);
+    check_logits("breast_cancer", &inputs, &folder);
     check("breast_cancer", &inputs, &labels, &folder);
     // The second family takes the same columns, standardised by the training rows.
     let (training, _) = table(&text, false);
     let (mean, deviation) = (training.mean_axis(Axis(0)).unwrap(), training.std_axis(Axis(0), 0.0));
-    check("breast_cancer_std", &((inputs - mean) / deviation), &labels, &folder);
+    let standardised = (inputs - mean) / deviation;
+    check_logits("breast_cancer_std", &standardised, &folder);
+    check("breast_cancer_std", &standardised, &labels, &folder);
 }
 
 #[test]
@@ -112,5 +172,7 @@ fn digits() {
     let Some(folder) = shared() else { return };
     let text = String::from_utf8(unzip(&folder.join("data/digits.csv.gz"))).unwrap();
     let (inputs, labels) = table(&text, true);
-    check("digits", &(inputs / 16.0), &labels, &folder);
+    let inputs = inputs / 16.0;
+    check_logits("digits", &inputs, &folder);
+    check("digits", &inputs, &labels, &folder);
 }
