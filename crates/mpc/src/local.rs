@@ -1,8 +1,8 @@
 //! All three parties in one process, on threads with in-memory links.
 //!
 //! For tests, benchmarks and an owner's check of its own model. Whoever runs all three parties
-//! holds every component anyway; the functions here that put shares together exist only under the
-//! feature `local-world`, which a server is built without.
+//! holds every component anyway: the functions here that put shares together take those of all
+//! three. They exist only under the feature `local-world`, which no code of a server asks for.
 
 use std::sync::mpsc;
 use std::thread;

@@ -5,7 +5,7 @@ mod support;
 use std::{
     fs,
     io::{BufRead, BufReader, Write},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
 };
 
@@ -252,11 +252,8 @@ fn the_log_holds_no_results() {
 const CHILD_PATH: &str = "CONCILIUM_TEST_LEDGER_CHILD";
 
 /// Run by the next test in a process of its own: commits for ever and tells after each commit.
-#[test]
-#[ignore = "the helper process of killed_processes_lose_no_charge"]
-fn commits_until_killed() {
-    let Some(path) = std::env::var_os(CHILD_PATH).map(PathBuf::from) else { return };
-    let ledger = RedbLedger::open(&path).expect("the ledger");
+fn commit_until_killed(path: &Path) -> ! {
+    let ledger = RedbLedger::open(path).expect("the ledger");
     let mut request = 0_u8;
     loop {
         spend(&ledger, request);
@@ -270,6 +267,10 @@ fn commits_until_killed() {
 /// A killed process has lost no charge that it told of, and has charged at most one that it did not.
 #[test]
 fn killed_processes_lose_no_charge() {
+    if let Some(path) = std::env::var_os(CHILD_PATH) {
+        // This process is one of those that are killed.
+        commit_until_killed(Path::new(&path));
+    }
     let mut random = seeded_rng("killed processes");
     let (_folder, path) = place();
     drop(RedbLedger::create(&path).expect("a new ledger"));
@@ -277,7 +278,7 @@ fn killed_processes_lose_no_charge() {
     let mut rounds = 0;
     for _ in 0..12 {
         let mut child = Command::new(std::env::current_exe().expect("this program"))
-            .args(["--ignored", "--exact", "--nocapture", "--test-threads=1", "commits_until_killed"])
+            .args(["--exact", "--nocapture", "--test-threads=1", "killed_processes_lose_no_charge"])
             .env(CHILD_PATH, &path)
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

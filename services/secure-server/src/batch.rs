@@ -9,8 +9,9 @@ use concilium_rpc::status::RpcError;
 
 use crate::answer::{Answer, RunId};
 use crate::context::Context;
-use crate::evaluator::{Failure, Link};
-use crate::models::{Entry, internal, model_set_digest};
+use crate::kept::{ledger_error, replay};
+use crate::link::{Failure, Link};
+use crate::models::Entry;
 use crate::run::{Active, Batch, run};
 use crate::task::Task;
 use crate::waiting::Waiting;
@@ -52,26 +53,6 @@ pub(crate) fn judge(context: &Context, task: &Task, waiting: &Waiting) -> Judgem
 /// `reserve` gives one result for each charge; a ledger that does not is refused like a busy one.
 fn unreachable_reserve(waiting: &Waiting) -> Result<Reservation, LedgerError> {
     Err(LedgerError::InProgress { key: waiting.key.clone() })
-}
-
-/// How an error of the ledger is told to the client.
-pub(crate) fn ledger_error(error: LedgerError) -> RpcError {
-    match error {
-        LedgerError::Refused(refusal) => RpcError::BudgetExhausted {
-            task: refusal.task.clone(),
-            epoch: refusal.epoch,
-            cap: refusal.cap.to_string(),
-            needed_nano_rho: refusal.needed.units(),
-            left_nano_rho: refusal.left.units(),
-        },
-        LedgerError::Conflict { key } | LedgerError::ResultExpired { key } => {
-            RpcError::RequestConflict { request_id: key.request.to_string() }
-        }
-        LedgerError::InProgress { key } | LedgerError::AlreadyReleased { key } => {
-            RpcError::InProgress { request_id: key.request.to_string() }
-        }
-        other => internal(other),
-    }
 }
 
 /// What happens with one request.
@@ -117,27 +98,6 @@ pub(crate) fn carry_out(
         return Ok(());
     }
     run(link, context, Batch { session, run_id, task, models, active })
-}
-
-/// The kept result of a request that all three servers have committed.
-pub(crate) fn replay(context: &Context, waiting: &Waiting) -> Result<Answer, RpcError> {
-    match context.ledger.lookup(&waiting.key, &waiting.content).map_err(ledger_error)? {
-        Lookup::Held { result, .. } => {
-            let answer = Answer::from_stored(&result)?;
-            context.ledger.mark_released(std::slice::from_ref(&waiting.key)).map_err(ledger_error)?;
-            Ok(answer)
-        }
-        Lookup::New => Err(internal("the kept result is gone")),
-    }
-}
-
-/// The digest of a model set.
-pub(crate) fn digest_of(models: &[Entry]) -> [u8; 32] {
-    model_set_digest(
-        models.iter().map(|entry| {
-            (entry.key.owner.as_str(), entry.key.model.as_str(), entry.content_digest.as_slice())
-        }),
-    )
 }
 
 /// The digest of everything that a server was sent for a request; a repeat must have the same.

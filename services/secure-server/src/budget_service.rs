@@ -15,8 +15,8 @@ use concilium_rpc::v1::{
 };
 use tonic::{Request, Response, Status, async_trait};
 
-use crate::batch::ledger_error;
 use crate::context::Context;
+use crate::kept::ledger_error;
 use crate::models::internal;
 use crate::task::Task;
 

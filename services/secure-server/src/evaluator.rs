@@ -10,153 +10,18 @@ use concilium_privacy::RequestKey;
 use concilium_rpc::lane::{Lane, LaneError, LaneEvent};
 use concilium_rpc::status::RpcError;
 use concilium_rpc::v1::lane_frame::Frame;
-use concilium_rpc::v1::{Arrived, ComponentDigests, Incomplete, LaneFrame, Released};
-
+use concilium_rpc::v1::{Incomplete, LaneFrame};
 use tokio::sync::oneshot;
 
-use crate::arrivals::{Arrivals, named, to_wire};
-use crate::batch::replay;
+use crate::arrivals::to_wire;
 use crate::context::Context;
+use crate::link::{Failure, Link, drop_incomplete, release_kept};
 use crate::{follower, leader};
 
 /// How long one attempt to reach the other servers lasts.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(3);
 /// How often an idle lane looks whether the server is to stop.
 const TICK: Duration = Duration::from_millis(200);
-
-/// Why a batch, and with it the present links, were given up.
-#[derive(Debug)]
-pub(crate) struct Failure {
-    reason: String,
-}
-
-impl Failure {
-    /// A server did not do what the program of all three says.
-    pub(crate) fn fault(reason: String) -> Self {
-        Failure { reason }
-    }
-}
-
-/// The lane during one connection.
-pub(crate) struct Link<'a> {
-    pub(crate) lane: &'a mut Lane,
-    context: &'a Context,
-    /// The last session of this connection; keys are new with each connection.
-    session: u64,
-    /// Digests of a batch whose plan has not arrived here yet: the other follower got it sooner.
-    early: Option<ComponentDigests>,
-    /// On server 0: the requests that the other servers have.
-    pub(crate) arrivals: Arrivals,
-}
-
-impl Link<'_> {
-    /// The number of a new session.
-    pub(crate) fn next_session(&mut self) -> u64 {
-        self.session += 1;
-        self.session
-    }
-
-    /// Takes the leader's number of a session, which must be new: a number that repeats would
-    /// repeat its masks.
-    pub(crate) fn note_session(&mut self, session: u64) -> Result<(), Failure> {
-        if session <= self.session {
-            return Err(Failure::fault(format!("the leader repeats session {session}")));
-        }
-        self.session = session;
-        Ok(())
-    }
-
-    /// Which neighbour a server is.
-    pub(crate) fn neighbour_of(&self, server: PartyIndex) -> Neighbour {
-        if self.context.here.next() == server { Neighbour::Next } else { Neighbour::Previous }
-    }
-
-    /// How long this server waits for another one.
-    pub(crate) fn patience(&self) -> Duration {
-        Duration::from_millis(self.context.limits.peer_timeout_ms)
-    }
-
-    pub(crate) fn fail(&self, error: &LaneError, step: &str) -> Failure {
-        let reason = format!("{error} (this server waited for it to {step})");
-        // Before the requests under way are dropped, so that their clients are told the reason.
-        self.context.lane.note_error(reason.clone());
-        Failure { reason }
-    }
-
-    pub(crate) fn send(&mut self, to: Neighbour, frame: Frame) -> Result<(), Failure> {
-        self.lane.send(to, frame).map_err(|error| self.fail(&error, "take a message"))
-    }
-
-    pub(crate) fn send_both(&mut self, frame: Frame) -> Result<(), Failure> {
-        self.send(Neighbour::Next, frame.clone())?;
-        self.send(Neighbour::Previous, frame)
-    }
-
-    pub(crate) fn flush(&mut self) -> Result<(), Failure> {
-        let patience = self.patience();
-        self.lane.flush(patience).map_err(|error| self.fail(&error, "take a message"))
-    }
-
-    /// Tells the others what they have not been told.
-    fn tell(&mut self) -> Result<(), Failure> {
-        let replayed = to_wire(self.context.room.take_replayed());
-        if !replayed.is_empty() {
-            self.send_both(Frame::Released(Released { requests: replayed }))?;
-        }
-        let leader = PartyIndex::ALL[0];
-        let arrived = to_wire(self.context.room.take_unannounced());
-        if self.context.here != leader && !arrived.is_empty() {
-            self.send(self.neighbour_of(leader), Frame::Arrived(Arrived { requests: arrived }))?;
-        }
-        self.flush()
-    }
-
-    /// Waits for the other follower's digests of a batch, which may have come before the plan.
-    pub(crate) fn receive_digests(
-        &mut self,
-        fellow: Neighbour,
-        batch: u64,
-    ) -> Result<ComponentDigests, Failure> {
-        match self.early.take() {
-            Some(digests) if digests.batch == batch => Ok(digests),
-            Some(_) => Err(Failure::fault("the other follower takes part in another batch".to_owned())),
-            None => self.receive(fellow, "send its component digests", |frame| match frame {
-                Frame::ComponentDigests(digests) if digests.batch == batch => Some(digests),
-                _ => None,
-            }),
-        }
-    }
-
-    /// Waits for one particular frame of a neighbour.
-    pub(crate) fn receive<T>(
-        &mut self,
-        from: Neighbour,
-        step: &str,
-        wanted: impl FnOnce(Frame) -> Option<T>,
-    ) -> Result<T, Failure> {
-        let patience = self.patience();
-        let frame = loop {
-            let frame = self.lane.receive(from, patience).map_err(|error| self.fail(&error, step))?;
-            match frame.frame {
-                // A follower that had not read the plan yet when it announced more.
-                Some(Frame::Arrived(arrived)) => self.arrivals.note(from, &arrived),
-                Some(Frame::Released(released)) => release_kept(self.context, &released),
-                Some(Frame::Incomplete(incomplete)) => drop_incomplete(self.context, &incomplete),
-                _ => break frame,
-            }
-        };
-        let peer = self.lane.index_of(from);
-        match frame.frame {
-            Some(Frame::Abort(abort)) => {
-                Err(Failure::fault(format!("server {peer} gave up the batch: {}", abort.reason)))
-            }
-            Some(frame) => wanted(frame).ok_or_else(|| {
-                Failure::fault(format!("server {peer} sent another frame than that to {step}"))
-            }),
-            None => Err(Failure::fault(format!("server {peer} sent an unknown frame"))),
-        }
-    }
-}
 
 /// Runs batches until `stop` is set.
 pub fn run(mut lane: Lane, context: &Context, stop: &AtomicBool) {
@@ -215,7 +80,7 @@ fn connection_lost(lane: &Lane, context: &Context, error: &LaneError) {
 
 /// Serves one connection until it breaks or the server stops.
 fn serve(lane: &mut Lane, context: &Context, stop: &AtomicBool) -> Result<(), Failure> {
-    let mut link = Link { lane, context, session: 0, early: None, arrivals: Arrivals::default() };
+    let mut link = Link::new(lane, context);
     if context.here == PartyIndex::ALL[0] {
         serve_as_leader(&mut link, context, stop)
     } else {
@@ -290,17 +155,6 @@ fn left_out(server: u8) -> RpcError {
     }
 }
 
-/// On a follower: the leader has given these requests up.
-fn drop_incomplete(context: &Context, incomplete: &Incomplete) {
-    let waiting = named(&incomplete.requests).filter_map(|key| context.room.take(&key));
-    waiting.for_each(|waiting| {
-        waiting.finish(Err(RpcError::PeerUnavailable {
-            peer: "another server".to_owned(),
-            step: "not every server has received its part of the request; send all three at once".to_owned(),
-        }));
-    });
-}
-
 fn serve_as_follower(link: &mut Link<'_>, context: &Context, stop: &AtomicBool) -> Result<(), Failure> {
     let leader = link.neighbour_of(PartyIndex::ALL[0]);
     while !stop.load(Ordering::Relaxed) {
@@ -326,16 +180,6 @@ fn serve_as_follower(link: &mut Link<'_>, context: &Context, stop: &AtomicBool) 
         }
     }
     Ok(())
-}
-
-/// Another server has released its part of these results, so all three hold them committed: this
-/// server releases its part to the clients that wait for it.
-fn release_kept(context: &Context, released: &Released) {
-    for waiting in context.room.note_released(named(&released.requests)) {
-        let outcome = replay(context, &waiting);
-        waiting.finish(outcome);
-    }
-    context.room.forget_released(Duration::from_millis(context.limits.request_timeout_ms));
 }
 
 fn unexpected(link: &Link<'_>, event: LaneEvent<()>) -> Failure {

@@ -11,10 +11,10 @@ use concilium_rpc::v1::{
 };
 
 use crate::answer::RunId;
-use crate::batch::{Decision, Judgement, MODELS_MISSING, carry_out, digest_of, judge};
+use crate::batch::{Decision, Judgement, MODELS_MISSING, carry_out, judge};
 use crate::context::Context;
-use crate::evaluator::{Failure, Link};
-use crate::models::{Entry, internal};
+use crate::link::{Failure, Link};
+use crate::models::{Entry, digest_of, internal};
 use crate::task::Task;
 use crate::waiting::Waiting;
 

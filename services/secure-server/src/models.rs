@@ -357,7 +357,7 @@ impl CompareModels for ModelStore {
 }
 
 /// A digest of which models take part, equal on all servers that hold the same.
-pub fn model_set_digest<'a>(models: impl Iterator<Item = (&'a str, &'a str, &'a [u8])>) -> [u8; 32] {
+fn model_set_digest<'a>(models: impl Iterator<Item = (&'a str, &'a str, &'a [u8])>) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new_derive_key("concilium v1 model set");
     for (owner, model, content) in models {
         for part in [owner.as_bytes(), model.as_bytes(), content] {
@@ -365,6 +365,15 @@ pub fn model_set_digest<'a>(models: impl Iterator<Item = (&'a str, &'a str, &'a 
         }
     }
     *hasher.finalize().as_bytes()
+}
+
+/// The digest of a model set.
+pub(crate) fn digest_of(models: &[Entry]) -> [u8; 32] {
+    model_set_digest(
+        models.iter().map(|entry| {
+            (entry.key.owner.as_str(), entry.key.model.as_str(), entry.content_digest.as_slice())
+        }),
+    )
 }
 
 /// The models that answer a task together.

@@ -20,8 +20,9 @@ use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use crate::answer::Answer;
-use crate::batch::{content_digest, ledger_error, replay};
+use crate::batch::content_digest;
 use crate::context::Context;
+use crate::kept::{ledger_error, replay};
 use crate::models::internal;
 use crate::task::Task;
 use crate::waiting::Waiting;

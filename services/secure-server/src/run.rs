@@ -14,10 +14,9 @@ use ndarray::Array2;
 use zeroize::Zeroize;
 
 use crate::answer::{Answer, RunId};
-use crate::batch::digest_of;
 use crate::context::Context;
-use crate::evaluator::{Failure, Link};
-use crate::models::{Entry, ensemble};
+use crate::link::{Failure, Link};
+use crate::models::{Entry, digest_of, ensemble};
 use crate::task::Task;
 use crate::waiting::Waiting;
 
@@ -109,12 +108,12 @@ pub(crate) fn run(link: &mut Link<'_>, context: &Context, batch: Batch<'_>) -> R
         )?;
     }
     let keys: Vec<_> = finished.iter().map(|(waiting, _)| waiting.key.clone()).collect();
+    // The clients first: the note costs a flush of the disk and only spares a later repeat the way
+    // through the other servers.
+    finished.into_iter().for_each(|(waiting, answer)| waiting.finish(Ok(answer)));
     if let Err(error) = context.ledger.mark_released(&keys) {
-        // The charge is durable and so is the result; only the note that it left is missing, which
-        // makes a repeat ask the other servers first.
         tracing::warn!(server = %context.here, %error, "could not note that results were released");
     }
-    finished.into_iter().for_each(|(waiting, answer)| waiting.finish(Ok(answer)));
     context.lane.count_batch();
     Ok(())
 }

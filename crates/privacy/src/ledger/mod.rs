@@ -8,8 +8,8 @@
 //! 3. The servers compute the noised result.
 //! 4. [`commit`](Ledger::commit): the charge and this server's share of the result are on disk when
 //!    the call returns. Only then may the share leave the server.
-//! 5. [`mark_released`](Ledger::mark_released): after all three servers have committed, and before
-//!    or while the share is sent.
+//! 5. [`mark_released`](Ledger::mark_released): after all three servers have committed. It may come
+//!    after the share was sent: a repeat in between finds the same bytes.
 //!
 //! # Why spending is never below the truth
 //! A result share leaves only after step 4, and a commit is one transaction that is flushed before
