@@ -7,8 +7,9 @@ use ndarray::{ArrayView2, ArrayViewMut2, s};
 
 use crate::element::Element;
 
-/// Columns of a panel: 16 elements of 64 bits are two cache lines.
-const PANEL: usize = 16;
+/// Columns of a panel: 8 elements of 64 bits are a cache line, and four rows of sums stay in reach of the
+/// registers.
+const PANEL: usize = 8;
 /// Rows of the left operand that are multiplied at once.
 const TILE_ROWS: usize = 4;
 /// Rows of a panel that stay in the first-level cache while all left rows pass over them.
@@ -47,30 +48,36 @@ pub(super) fn multiply_add<E: Element>(left: ArrayView2<'_, E>, panels: &[E], mu
             let end = inner.min(start + BLOCK);
             let block = &panel[start * PANEL..end * PANEL];
             for top in (0..rows).step_by(TILE_ROWS) {
-                let height = TILE_ROWS.min(rows - top);
-                // A short tile repeats its last row; the repeats are not written back.
-                let row = |i: usize| &lines[top + i.min(height - 1)][start..end];
-                let sums = tile([row(0), row(1), row(2), row(3)], block);
-                for (i, sum) in sums.iter().enumerate().take(height) {
-                    let mut target = out.slice_mut(s![top + i, first..first + width]);
-                    target.iter_mut().zip(sum).for_each(|(element, &value)| *element += value);
+                let out = out.slice_mut(s![top..rows.min(top + TILE_ROWS), first..first + width]);
+                let row = |i: usize| &lines[top + i][start..end];
+                // A single query is one row: a tile of its height does a quarter of the work.
+                match out.nrows() {
+                    1 => add_tile([row(0)], block, out),
+                    2 => add_tile([row(0), row(1)], block, out),
+                    3 => add_tile([row(0), row(1), row(2)], block, out),
+                    _ => add_tile([row(0), row(1), row(2), row(3)], block, out),
                 }
             }
         }
     }
 }
 
+/// Adds the product of `ROWS` left rows and a block of a panel to a corner of the result.
 #[inline]
-fn tile<E: Element>(left: [&[E]; TILE_ROWS], block: &[E]) -> [[E; PANEL]; TILE_ROWS] {
-    let mut sums = [[E::ZERO; PANEL]; TILE_ROWS];
-    let [a, b, c, d] = left;
-    for ((((line, &a), &b), &c), &d) in block.chunks_exact(PANEL).zip(a).zip(b).zip(c).zip(d) {
-        for (column, &value) in line.iter().enumerate() {
-            sums[0][column] += a * value;
-            sums[1][column] += b * value;
-            sums[2][column] += c * value;
-            sums[3][column] += d * value;
+fn add_tile<E: Element, const ROWS: usize>(left: [&[E]; ROWS], block: &[E], mut out: ArrayViewMut2<'_, E>) {
+    let mut sums = [[E::ZERO; PANEL]; ROWS];
+    // Equal lengths, known before the loop, spare it the bounds checks.
+    let (lines, _) = block.as_chunks::<PANEL>();
+    let left = left.map(|row| &row[..lines.len()]);
+    for (k, line) in lines.iter().enumerate() {
+        for row in 0..ROWS {
+            let factor = left[row][k];
+            for column in 0..PANEL {
+                sums[row][column] += factor * line[column];
+            }
         }
     }
-    sums
+    for (mut target, sums) in out.rows_mut().into_iter().zip(&sums) {
+        target.iter_mut().zip(sums).for_each(|(element, &sum)| *element += sum);
+    }
 }
