@@ -111,6 +111,7 @@ pub struct ShareArguments {
 
 const AFTER_HELP: &str = "\
 Examples:
+  concilium-owner check model.onnx
   concilium-owner check model.onnx --input-minimum 0 --input-maximum 1
   concilium-owner check model.onnx --task digits
   concilium-owner share model.onnx --task digits

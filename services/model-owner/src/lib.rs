@@ -14,7 +14,7 @@ pub mod store;
 pub mod target;
 
 use std::{
-    io::{self, IsTerminal as _, StdoutLock},
+    io::{self, IsTerminal as _, StdoutLock, Write as _},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -95,10 +95,13 @@ async fn run_check(
             Target::of_ranges(&network, minimum, maximum, arguments.fractional_bits)?
         }
         (None, _) => {
-            return Err(Failure::message(
-                FailureClass::Input,
-                "the ranges of the features are needed: give --task, or --input-minimum and --input-maximum",
-            ));
+            // What normalised features usually keep to. The headroom found holds for these ranges only.
+            let _ = writeln!(
+                io::stderr(),
+                "note: no ranges were given, so every feature is taken to lie from -1 to 1; give the task with \
+                 --task, or --input-minimum and --input-maximum"
+            );
+            Target::of_ranges(&network, vec![-1.0], vec![1.0], arguments.fractional_bits)?
         }
     };
     let check = Check::new(&network, &target.domain, target.fractional_bits)?;

@@ -101,7 +101,6 @@ fn refused_models_say_why() {
     }
     assert!(refused("missing.onnx").contains("missing.onnx"));
     let model = example("owner_00.onnx");
-    assert!(failure(&["check", &model], 2).contains("--input-minimum"));
     // So wide a range that the ring has no room for the products.
     let wide = ["check", model.as_str(), "--input-minimum", "0", "--input-maximum", "1e12"];
     assert!(failure(&wide, 2).contains("refused") || failure(&wide, 2).contains("2^40"));
@@ -133,4 +132,19 @@ fn models_of_the_development_set_are_checked() {
         let text = check(&[&[model.to_str().unwrap()], &ranges[..]].concat());
         assert!(text.contains("accepted"), "{folder}: {text}");
     }
+}
+
+#[test]
+fn without_ranges_the_usual_ones_are_assumed_and_said() {
+    let (folder, model) = (tempfile::tempdir().unwrap(), example("owner_00.onnx"));
+    let output = run(folder.path(), &["check", &model]);
+    let note = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{note}");
+    assert!(note.contains("from -1 to 1") && note.contains("--input-minimum"), "{note}");
+    let given = ["--input-minimum", "-1", "--input-maximum", "1"];
+    let fractional_bits =
+        |text: &str| text.lines().find(|line| line.contains("fractional bits")).map(str::to_owned);
+    let assumed = fractional_bits(&String::from_utf8(output.stdout).unwrap());
+    assert!(assumed.is_some());
+    assert_eq!(assumed, fractional_bits(&check(&[&[model.as_str()][..], &given].concat())));
 }
