@@ -371,7 +371,7 @@ mod tests {
             "concilium://client",
             "concilium://client/",
             "concilium://client/a/b",
-            "concilium://root/a",
+            "concilium://guest/a",
             "https://client/a",
             "concilium://server/a",
         ] {
