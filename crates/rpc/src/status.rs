@@ -362,7 +362,13 @@ impl RpcError {
             })
             .filter(|error| error.code() == status.code())
             .unwrap_or_else(|| Self::Unrecognised {
-                code: status.code(),
+                // A status with a cause was made on this side: the connection broke, whatever code the
+                // transport gives that.
+                code: if std::error::Error::source(status).is_some() {
+                    Code::Unavailable
+                } else {
+                    status.code()
+                },
                 reason: information.map(|information| information.reason.clone()).unwrap_or_default(),
                 message: status.message().to_owned(),
             })

@@ -38,9 +38,9 @@ pub(crate) fn follow(link: &mut Link<'_>, context: &Context, plan: Plan) -> Resu
     let mut places: Vec<Option<Waiting>> = keys.iter().map(|key| context.room.take(key)).collect();
     // The component that both followers hold is number 2: server 1's next, server 2's own.
     let slot = usize::from(fellow == Neighbour::Next);
-    let digests: Vec<_> = places.iter().map(|place| place.as_ref().map(Waiting::component_digests)).collect();
-    let mine =
-        digests.iter().map(|digests| digests.map_or_else(Default::default, |d| d[slot].to_vec().into()));
+    let mine = places.iter().map(|place| {
+        place.as_ref().map_or_else(Default::default, |waiting| waiting.digests[slot].to_vec().into())
+    });
     link.send(
         fellow,
         Frame::ComponentDigests(ComponentDigests { batch: plan.batch, digests: mine.collect() }),
@@ -71,8 +71,7 @@ pub(crate) fn follow(link: &mut Link<'_>, context: &Context, plan: Plan) -> Resu
                 peer: context.here.to_string(),
                 step: "it no longer has its part of the request".to_owned(),
             })?;
-            let digests = digests[index].unwrap_or_default();
-            check_same(context, request, waiting, &digests, slot, theirs.digests.get(index).map(|d| &d[..]))?;
+            check_same(context, request, waiting, slot, theirs.digests.get(index).map(|d| &d[..]))?;
             Ok(judge(context, &task, waiting))
         })
         .collect();
@@ -202,7 +201,6 @@ fn check_same(
     context: &Context,
     request: &PlannedRequest,
     waiting: &Waiting,
-    digests: &[[u8; 32]; 2],
     slot: usize,
     theirs: Option<&[u8]>,
 ) -> Result<(), RpcError> {
@@ -218,14 +216,14 @@ fn check_same(
         component: component as u8,
     };
     // With the leader this server shares the component that it does not share with its fellow.
-    if digests[1 - slot] != request.component_digest[..] {
+    if waiting.digests[1 - slot] != request.component_digest[..] {
         let component = if slot == 1 { context.here } else { context.here.next() };
         return Err(inconsistent(component.number()));
     }
     match theirs {
         // The fellow has no part of the request; it says so itself.
         Some([]) | None => Ok(()),
-        Some(theirs) if theirs == digests[slot] => Ok(()),
+        Some(theirs) if theirs == waiting.digests[slot] => Ok(()),
         Some(_) => Err(inconsistent(2)),
     }
 }

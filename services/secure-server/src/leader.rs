@@ -84,11 +84,10 @@ fn lead_attempt(
 ) -> Result<Outcome, Failure> {
     let batch = link.next_session();
     let run_id: RunId = rand::random();
-    let digests: Vec<_> = pending.iter().map(Waiting::component_digests).collect();
     for neighbour in [Neighbour::Next, Neighbour::Previous] {
         // Component i + 1 is shared with the next server, component i with the previous one.
         let slot = usize::from(neighbour == Neighbour::Next);
-        let plan = plan(batch, &run_id, task, models, pending, &digests, slot);
+        let plan = plan(batch, &run_id, task, models, pending, slot);
         link.send(neighbour, Frame::Plan(plan))?;
     }
     link.flush()?;
@@ -138,15 +137,7 @@ fn positions(decisions: &[Decision], wanted: impl Fn(&Decision) -> bool) -> Vec<
     chosen.map(|(index, _)| index as u32).collect()
 }
 
-fn plan(
-    batch: u64,
-    run_id: &RunId,
-    task: &Task,
-    models: &[Entry],
-    waiting: &[Waiting],
-    digests: &[[[u8; 32]; 2]],
-    slot: usize,
-) -> Plan {
+fn plan(batch: u64, run_id: &RunId, task: &Task, models: &[Entry], waiting: &[Waiting], slot: usize) -> Plan {
     Plan {
         batch,
         run: run_id.to_vec().into(),
@@ -164,13 +155,12 @@ fn plan(
             .collect(),
         requests: waiting
             .iter()
-            .zip(digests)
-            .map(|(waiting, digests)| PlannedRequest {
+            .map(|waiting| PlannedRequest {
                 client: waiting.key.client.clone(),
                 request_id: waiting.key.request.0.to_vec().into(),
                 digest: waiting.public.to_vec().into(),
                 rows: waiting.rows,
-                component_digest: digests[slot].to_vec().into(),
+                component_digest: waiting.digests[slot].to_vec().into(),
             })
             .collect(),
     }

@@ -20,7 +20,7 @@ use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use crate::context::Context;
 use crate::models::{Entry, ModelKey, Upload};
-use crate::prediction::{broken, read_components, second_header};
+use crate::prediction::{broken, no_header, read_components, second_header};
 use crate::task::Task;
 
 /// Largest JSON of an architecture: 64 layers take far less.
@@ -42,12 +42,7 @@ impl ModelService {
     async fn store(&self, owner: &Identity, mut stream: Streaming<UploadRequest>) -> Result<Entry, RpcError> {
         let header = match stream.message().await.map_err(broken)? {
             Some(UploadRequest { message: Some(upload_request::Message::Header(header)) }) => header,
-            _ => {
-                return Err(RpcError::InvalidRequest {
-                    field: "header".to_owned(),
-                    problem: "must be the first message of the stream".to_owned(),
-                });
-            }
+            _ => return Err(no_header()),
         };
         let task = Arc::clone(self.context.tasks.get(&header.task)?);
         let (key, architecture, content_digest) = check_header(&task, owner, &header)?;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use concilium_mpc::input::{Component, SEED_BYTES};
-use concilium_privacy::{Lookup, RequestId, RequestKey};
+use concilium_privacy::{ContentDigest, Lookup, RequestId, RequestKey};
 use concilium_rpc::chunk::{Assembler, chunks};
 use concilium_rpc::identity::Role;
 use concilium_rpc::status::RpcError;
@@ -50,12 +50,7 @@ impl PredictionService {
         let context = &self.context;
         let header = match stream.message().await.map_err(broken)? {
             Some(PredictRequest { message: Some(predict_request::Message::Header(header)) }) => header,
-            _ => {
-                return Err(RpcError::InvalidRequest {
-                    field: "header".to_owned(),
-                    problem: "must be the first message of the stream".to_owned(),
-                });
-            }
+            _ => return Err(no_header()),
         };
         let task = Arc::clone(context.tasks.get(&header.task)?);
         let key = check_header(&task, &header, client)?;
@@ -68,19 +63,10 @@ impl PredictionService {
         });
         let [own, next] = read_components(components, elements, pieces).await?;
         let public = public_digest(&key, &header);
-        let mut waiting = Waiting {
-            content: concilium_privacy::ContentDigest([0; 32]),
-            public,
-            rows: header.rows,
-            own,
-            next,
-            arrived: Instant::now(),
-            arrival: 0,
-            respond: oneshot::channel().0,
-            key: key.clone(),
-        };
-        waiting.content = content_digest(&public, &waiting.component_digests());
-        if let Some(answer) = self.kept(&waiting).await? {
+        // Hashed here, once: the lane's thread only compares.
+        let digests = [own.digest(&public), next.digest(&public)];
+        let content = content_digest(&public, &digests);
+        if let Some(answer) = self.kept(&key, content).await? {
             return Ok(answer);
         }
         // Every server says so at once; the leader alone would leave the others waiting.
@@ -88,7 +74,18 @@ impl PredictionService {
             return Err(RpcError::NoModels { task: task.name().to_owned() });
         }
         let (respond, answer) = oneshot::channel();
-        waiting.respond = respond;
+        let waiting = Waiting {
+            key: key.clone(),
+            content,
+            public,
+            rows: header.rows,
+            own,
+            next,
+            digests,
+            arrived: Instant::now(),
+            arrival: 0,
+            respond,
+        };
         let place = context.room.enter(waiting)?;
         // Looked up only now: what another server tells from here on finds the request in the room.
         if let Some(waiting) = context.room.take_released(&key) {
@@ -113,12 +110,12 @@ impl PredictionService {
     }
 
     /// The answer that was released under this id before, if there is one.
-    async fn kept(&self, waiting: &Waiting) -> Result<Option<Answer>, RpcError> {
-        let (ledger, key, content) = (Arc::clone(&self.context.ledger), waiting.key.clone(), waiting.content);
-        let found = tokio::task::spawn_blocking(move || ledger.lookup(&key, &content));
+    async fn kept(&self, key: &RequestKey, content: ContentDigest) -> Result<Option<Answer>, RpcError> {
+        let (ledger, wanted) = (Arc::clone(&self.context.ledger), key.clone());
+        let found = tokio::task::spawn_blocking(move || ledger.lookup(&wanted, &content));
         match found.await.map_err(internal)?.map_err(ledger_error)? {
             Lookup::Held { result, released: true } => {
-                self.context.room.note_replay(&waiting.key);
+                self.context.room.note_replay(key);
                 Answer::from_stored(&result).map(Some)
             }
             // Not known to be released: the three servers agree on it like on a batch.
@@ -167,6 +164,13 @@ pub(crate) fn broken(status: Status) -> RpcError {
     RpcError::MalformedShares {
         what: "the stream".to_owned(),
         problem: format!("broke off: {}", status.message()),
+    }
+}
+
+pub(crate) fn no_header() -> RpcError {
+    RpcError::InvalidRequest {
+        field: "header".to_owned(),
+        problem: "must be the first message of the stream".to_owned(),
     }
 }
 

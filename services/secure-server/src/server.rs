@@ -59,8 +59,7 @@ pub async fn run(config: ServerConfig, stop: impl Future<Output = ()>) -> anyhow
         tls: tls.clone(),
         tasks: tasks.all().map(|task| task.peer_policy()).collect(),
         models: Arc::clone(&models) as Arc<dyn CompareModels>,
-    });
-    // The lane has a runtime of its own, which can't be set up inside this one.
+    })?;
     let context = Arc::new(Context {
         here,
         tasks,
@@ -73,7 +72,7 @@ pub async fn run(config: ServerConfig, stop: impl Future<Output = ()>) -> anyhow
         started: Instant::now(),
     });
     let ending = Arc::new(AtomicBool::new(false));
-    let (lane, lane_ended) = evaluator::spawn(lane?, Arc::clone(&context), Arc::clone(&ending))?;
+    let (lane, lane_ended) = evaluator::spawn(lane, Arc::clone(&context), Arc::clone(&ending))?;
     let (health, health_service) = tonic_health::server::health_reporter();
     let watch = tokio::spawn(report_health(health, Arc::clone(&context)));
     let reflection = tonic_reflection::server::Builder::configure()

@@ -28,6 +28,8 @@ pub struct Waiting {
     pub own: Component,
     /// Component i + 1 of server i.
     pub next: Component,
+    /// Digests of components i and i + 1, for comparison with the neighbours.
+    pub digests: [[u8; 32]; 2],
     /// When it arrived here.
     pub arrived: Instant,
     /// Number of the arrival, given by the room.
@@ -37,11 +39,6 @@ pub struct Waiting {
 }
 
 impl Waiting {
-    /// Digests of components i and i + 1, for comparison with the neighbours.
-    pub fn component_digests(&self) -> [[u8; 32]; 2] {
-        [self.own.digest(&self.public), self.next.digest(&self.public)]
-    }
-
     /// Sends the answer or refusal. A client that has gone away can ask again under the same id.
     pub fn finish(self, outcome: Result<Answer, RpcError>) {
         let _ = self.respond.send(outcome);
@@ -316,6 +313,7 @@ mod tests {
             rows,
             own: Component::Seed([0; 32]),
             next: Component::Seed([0; 32]),
+            digests: [[0; 32]; 2],
             arrived: Instant::now(),
             arrival: 0,
             respond,
