@@ -94,6 +94,12 @@ macro_rules! error_table {
                     // What a lost connection or a proxy answers; nothing was charged by it, and a
                     // repeat under the same id is never charged twice.
                     Self::Unrecognised { code: Code::Unavailable, .. } => Retry::Repeat,
+                    // Every server gives a reason; without one the transport lost the call.
+                    Self::Unrecognised { code: Code::Unknown | Code::Cancelled | Code::Internal, reason, .. }
+                        if reason.is_empty() =>
+                    {
+                        Retry::Repeat
+                    }
                     Self::Unrecognised { .. } => Retry::Never,
                 }
             }
