@@ -5,16 +5,18 @@ use std::{env, error::Error, fs, path::PathBuf};
 use prost::Message as _;
 
 /// Files of the interface, relative to the folder `proto` of the workspace.
-const FILES: [&str; 4] = [
+const FILES: [&str; 6] = [
     "concilium/v1/budget.proto",
     "concilium/v1/model_store.proto",
+    "concilium/v1/operations.proto",
     "concilium/v1/peer.proto",
     "concilium/v1/prediction.proto",
+    "concilium/v1/signature.proto",
 ];
 
 /// Messages and choices with a field that holds a secret. Their `Debug` is written by hand in
 /// `src/redacted.rs` and shows lengths only.
-const SECRET: [&str; 9] = [
+const SECRET: [&str; 10] = [
     ".concilium.v1.Component",
     ".concilium.v1.Component.kind",
     ".concilium.v1.Hello",
@@ -22,6 +24,7 @@ const SECRET: [&str; 9] = [
     ".concilium.v1.PredictRequest.message",
     ".concilium.v1.ProtocolMessage",
     ".concilium.v1.ResultChunk",
+    ".concilium.v1.SignedReceipt",
     ".concilium.v1.UploadRequest",
     ".concilium.v1.UploadRequest.message",
 ];

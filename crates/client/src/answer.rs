@@ -1,12 +1,14 @@
 //! From three servers' replies to one answer: everything is compared before anything is believed.
 
 use concilium_mpc::{
-    opening::{OpeningError, open_labels, open_sums},
+    opening::{OpeningError, open_confident_labels, open_labels, open_sums},
     release::ReleasedComponents,
 };
 use concilium_privacy::{Mechanism, NanoRho, Release};
 use concilium_rpc::{
     chunk::Assembler,
+    receipt::{ReceiptError, accept},
+    signature::Authorities,
     v1::{self, ComponentSlot, ResultEncoding, predict_response::Message},
 };
 use ndarray::{Array2, ArrayView1};
@@ -16,7 +18,8 @@ use zeroize::Zeroizing;
 
 use crate::{
     connection::CallError,
-    task::{Task, describe_mechanism, describe_release},
+    probabilities::ProbabilitySums,
+    task::{self, Task, describe_mechanism},
 };
 
 /// What was asked, to compare the receipts with.
@@ -28,13 +31,15 @@ pub struct Asked<'a> {
     pub request_id: [u8; 16],
     /// Rows of the request.
     pub rows: u32,
+    /// Name of the client that asks.
+    pub client: &'a str,
 }
 
 impl Asked<'_> {
     /// Length of each result component in bytes.
     pub fn component_bytes(&self) -> u64 {
         match self.task.release {
-            Release::Label => 2 * u64::from(self.rows),
+            Release::Label | Release::ConfidentLabel => 2 * u64::from(self.rows),
             _ => 8 * u64::from(self.rows) * self.task.classes as u64,
         }
     }
@@ -42,8 +47,8 @@ impl Asked<'_> {
 
 /// What one server replied.
 pub struct Reply {
-    /// The receipt.
-    pub receipt: v1::Receipt,
+    /// The receipt with the server's signature.
+    pub signed: v1::SignedReceipt,
     /// The server's two components of the result. SECRET.
     pub components: ReleasedComponents,
 }
@@ -67,10 +72,18 @@ pub struct Receipt {
     pub mechanism: Mechanism,
     /// Charged for this request.
     pub charged: NanoRho,
+    /// Epsilon of the charge at `delta`.
+    pub charged_epsilon: f64,
+    /// Delta of the task.
+    pub delta: f64,
+    /// Standard deviation of the noise of all three servers on each count, in votes.
+    pub noise_standard_deviation: f64,
     /// Spent by the caller after the charge: the most that any server says.
     pub caller_spent: NanoRho,
-    /// Cap of one client, if there is one.
-    pub caller_cap: Option<NanoRho>,
+    /// The caps that bind the caller, each with the least that any server says is left.
+    pub caller_budgets: Vec<CallerBudget>,
+    /// Rows that reached the threshold and have a label; `None` for a release without one.
+    pub consenting_rows: Option<u32>,
     /// Models that voted.
     pub models: u32,
     /// Owners of these models.
@@ -81,6 +94,19 @@ pub struct Receipt {
     pub replayed: bool,
     /// Cost of the evaluation on servers 0, 1, 2.
     pub statistics: [v1::EvaluationStatistics; 3],
+    /// What servers 0, 1, 2 signed: with these a third party can check all of the above.
+    pub signed: [v1::SignedReceipt; 3],
+}
+
+/// A cap that binds the caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CallerBudget {
+    /// What it covers.
+    pub scope: v1::caller_budget::Scope,
+    /// The cap.
+    pub cap: NanoRho,
+    /// What is left under it.
+    pub left: NanoRho,
 }
 
 /// The released values.
@@ -88,8 +114,12 @@ pub struct Receipt {
 pub enum Released {
     /// One class index for each row.
     Labels(Vec<usize>),
+    /// One class index for each row, or `None` where the models did not agree enough.
+    ConfidentLabels(Vec<Option<usize>>),
     /// Noisy counts `[rows, classes]`; noise can make them negative.
     Histograms(Array2<i64>),
+    /// Noisy sums of the models' probabilities.
+    Probabilities(ProbabilitySums),
 }
 
 impl Released {
@@ -97,15 +127,22 @@ impl Released {
     pub fn rows(&self) -> usize {
         match self {
             Self::Labels(labels) => labels.len(),
+            Self::ConfidentLabels(labels) => labels.len(),
             Self::Histograms(counts) => counts.nrows(),
+            Self::Probabilities(probabilities) => probabilities.sums.nrows(),
         }
     }
 
-    /// The label of every row: the released one, or the class of the largest noisy count.
-    pub fn labels(&self) -> Vec<usize> {
+    /// The label of every row: the released one, or the class of the largest noisy count or sum. `None` for
+    /// a row without consensus.
+    pub fn labels(&self) -> Vec<Option<usize>> {
+        let winners =
+            |sums: &Array2<i64>| sums.rows().into_iter().map(|row| Some(winner(row).label)).collect();
         match self {
-            Self::Labels(labels) => labels.clone(),
-            Self::Histograms(counts) => counts.rows().into_iter().map(|row| winner(row).label).collect(),
+            Self::Labels(labels) => labels.iter().copied().map(Some).collect(),
+            Self::ConfidentLabels(labels) => labels.clone(),
+            Self::Histograms(counts) => winners(counts),
+            Self::Probabilities(probabilities) => winners(&probabilities.sums),
         }
     }
 }
@@ -171,6 +208,28 @@ pub enum AnswerError {
         /// Its value.
         second_value: String,
     },
+    /// A receipt is not signed by its server, or not for this result.
+    #[error(
+        "the receipt of server {server} does not hold: {source}; the answer was discarded, because nobody \
+         could prove later what was charged for it"
+    )]
+    Receipt {
+        /// The server.
+        server: u8,
+        /// What is wrong with it.
+        source: ReceiptError,
+    },
+    /// The result has another number of labels than the receipts say, and than was charged for.
+    #[error(
+        "the receipts say that {stated} rows reached the threshold, but the answer has {opened} labels; a \
+         server is faulty, and the answer was discarded"
+    )]
+    Consensus {
+        /// What the receipts say.
+        stated: u32,
+        /// Labels of the answer.
+        opened: usize,
+    },
     /// The components do not make a result.
     #[error(transparent)]
     Opening(#[from] OpeningError),
@@ -187,7 +246,7 @@ pub async fn receive(
 ) -> Result<Reply, CallError> {
     let malformed = |problem: &str| CallError::Malformed(problem.to_owned());
     let first = stream.message().await?.and_then(|response| response.message);
-    let Some(Message::Header(receipt)) = first else {
+    let Some(Message::Header(signed)) = first else {
         return Err(malformed("a result without a receipt"));
     };
     let assembler = |part| {
@@ -212,16 +271,28 @@ pub async fn receive(
     };
     let own = finish(own)?.unwrap_or_default();
     let next = finish(next)?.unwrap_or_default();
-    Ok(Reply { receipt, components: ReleasedComponents { own, next } })
+    Ok(Reply { signed, components: ReleasedComponents { own, next } })
 }
 
-/// Compares the replies of servers 0, 1, 2 with what was asked and with each other, and opens the
-/// result.
+/// Checks the signatures of servers 0, 1, 2, compares their replies with what was asked and with each
+/// other, and opens the result.
 ///
 /// # Errors
 /// [`AnswerError`] names the field and the servers, or the copies of a component that differ.
-pub fn open(replies: &[Reply; 3], asked: &Asked<'_>) -> Result<(Receipt, Released), AnswerError> {
-    let receipt = cross_check([0, 1, 2].map(|server: usize| &replies[server].receipt), asked)?;
+pub fn open(
+    replies: &[Reply; 3],
+    asked: &Asked<'_>,
+    authorities: &Authorities,
+) -> Result<(Receipt, Released), AnswerError> {
+    let mut receipts = Vec::with_capacity(replies.len());
+    for (server, Reply { signed, components }) in (0_u8..).zip(replies) {
+        let receipt = accept(signed, authorities, server, &components.own, &components.next)
+            .map_err(|source| AnswerError::Receipt { server, source })?;
+        receipts.push(receipt);
+    }
+    let receipts = [0, 1, 2].map(|server: usize| &receipts[server]);
+    let mut receipt = cross_check(receipts, asked)?;
+    receipt.signed = replies.each_ref().map(|reply| reply.signed.clone());
     let components = [0, 1, 2].map(|server: usize| ReleasedComponents {
         own: replies[server].components.own.clone(),
         next: replies[server].components.next.clone(),
@@ -229,23 +300,37 @@ pub fn open(replies: &[Reply; 3], asked: &Asked<'_>) -> Result<(Receipt, Release
     let (rows, classes) = (receipt.rows as usize, receipt.classes);
     let released = match receipt.release {
         Release::Label => Released::Labels(open_labels(&components, rows, classes)?),
+        Release::ConfidentLabel => {
+            let labels = open_confident_labels(&components, rows, classes)?;
+            let (stated, opened) =
+                (receipt.consenting_rows.unwrap_or_default(), labels.iter().flatten().count());
+            if stated as usize != opened {
+                return Err(AnswerError::Consensus { stated, opened });
+            }
+            Released::ConfidentLabels(labels)
+        }
         _ => {
             let counts = open_sums(&components, rows * classes)?;
             let counts = Array2::from_shape_vec((rows, classes), counts)
                 .expect("opening gives as many counts as it is asked for");
-            Released::Histograms(counts)
+            match receipt.release {
+                Release::MeanProbability => {
+                    Released::Probabilities(ProbabilitySums { sums: counts, models: receipt.models })
+                }
+                _ => Released::Histograms(counts),
+            }
         }
     };
     Ok((receipt, released))
 }
 
-/// Compares three receipts with what was asked and with each other.
+/// Compares three receipts with what was asked and with each other. The signatures are not its matter.
 ///
 /// # Errors
 /// [`AnswerError::NotAsked`] or [`AnswerError::Disagree`].
 pub fn cross_check(receipts: [&v1::Receipt; 3], asked: &Asked<'_>) -> Result<Receipt, AnswerError> {
-    let expected = expected_fields(asked);
     for (server, receipt) in (0_u8..).zip(receipts) {
+        let expected = expected_fields(asked, receipt);
         let got = asked_fields(receipt);
         if let Some(index) = (0..expected.len()).find(|&index| expected[index].1 != got[index].1) {
             return Err(AnswerError::NotAsked {
@@ -289,57 +374,99 @@ pub fn cross_check(receipts: [&v1::Receipt; 3], asked: &Asked<'_>) -> Result<Rec
         mechanism: task.mechanism,
         charged: NanoRho::new(first.charged_nano_rho),
         caller_spent: NanoRho::new(spent.unwrap_or_default()),
-        caller_cap: first.caller_cap_nano_rho.map(NanoRho::new),
+        charged_epsilon: first.charged_epsilon,
+        delta: first.delta,
+        noise_standard_deviation: first.noise_standard_deviation,
+        caller_budgets: caller_budgets(receipts),
+        consenting_rows: first.consenting_rows,
         models: first.models,
         owners: first.owners,
         model_set_digest,
         replayed: receipts.iter().any(|receipt| receipt.replayed),
         statistics: receipts.map(|receipt| receipt.statistics.unwrap_or_default()),
+        signed: Default::default(),
     })
+}
+
+/// The caps, which are equal in the receipts, with the least that any of them says is left.
+fn caller_budgets(receipts: [&v1::Receipt; 3]) -> Vec<CallerBudget> {
+    let [first, others @ ..] = receipts;
+    let left = |scope: i32, mine: u64| {
+        let theirs = others.iter().flat_map(|receipt| &receipt.caller_budgets);
+        let theirs = theirs.filter(|budget| budget.scope == scope).map(|budget| budget.left_nano_rho);
+        theirs.fold(mine, u64::min)
+    };
+    let budgets = first.caller_budgets.iter().map(|budget| CallerBudget {
+        scope: budget.scope(),
+        cap: NanoRho::new(budget.cap_nano_rho),
+        left: NanoRho::new(left(budget.scope, budget.left_nano_rho)),
+    });
+    budgets.collect()
+}
+
+/// The first field in which two servers' receipts for one request differ, with both values; `None` if they
+/// say the same. Fields that may differ between servers are not compared.
+pub fn difference(one: &v1::Receipt, other: &v1::Receipt) -> Option<(&'static str, String, String)> {
+    let fields = |receipt| asked_fields(receipt).into_iter().chain(found_fields(receipt));
+    let mut pairs = fields(one).zip(fields(other));
+    pairs.find(|(here, there)| here.1 != there.1).map(|(here, there)| (here.0, here.1, there.1))
 }
 
 /// The encoding that belongs to a release.
 fn encoding(release: Release) -> ResultEncoding {
     match release {
         Release::Label => ResultEncoding::BooleanU16,
+        Release::ConfidentLabel => ResultEncoding::ConfidentU16,
         _ => ResultEncoding::ArithmeticU64,
     }
 }
 
+/// What the request costs, of which so many rows reached the threshold: the request was made under the
+/// digest of a policy with these prices. `None` for a number of rows that cannot be.
+fn price(asked: &Asked<'_>, consenting_rows: Option<u32>) -> Option<NanoRho> {
+    let task = asked.task;
+    match (task.threshold, consenting_rows) {
+        (None, None) => task.cost_per_row.checked_mul(asked.rows.into()),
+        (Some(_), Some(consenting)) if consenting <= asked.rows => {
+            let prices = task.policy().row_prices().ok()?;
+            let tests = prices.threshold.checked_mul(asked.rows.into())?;
+            tests.checked_add(prices.answer.checked_mul(consenting.into())?)
+        }
+        _ => None,
+    }
+}
+
 /// What a receipt must say about the request, as text for comparison and messages.
-fn expected_fields(asked: &Asked<'_>) -> [(&'static str, String); 9] {
+fn expected_fields(asked: &Asked<'_>, receipt: &v1::Receipt) -> [(&'static str, String); 11] {
     let task = asked.task;
     [
         ("task", task.name.clone()),
         ("epoch", task.epoch.to_string()),
         ("request_id", hex::encode(asked.request_id)),
-        ("release", describe_release(task.release).to_owned()),
+        ("release", task.release.to_string()),
+        ("client", asked.client.to_owned()),
+        ("policy_digest", hex::encode(task.policy_digest)),
         ("rows", asked.rows.to_string()),
         ("classes", task.classes.to_string()),
         ("mechanism", describe_mechanism(task.mechanism)),
         ("encoding", encoding(task.release).as_str_name().to_owned()),
-        // The request was made under the digest of a policy with this price.
         (
             "charged_nano_rho",
-            task.cost_per_row
-                .checked_mul(asked.rows.into())
-                .map_or_else(String::new, |cost| cost.units().to_string()),
+            price(asked, receipt.consenting_rows).map_or_else(String::new, |cost| cost.units().to_string()),
         ),
     ]
 }
 
-fn asked_fields(receipt: &v1::Receipt) -> [(&'static str, String); 9] {
-    let release = match receipt.release() {
-        v1::Release::Label => describe_release(Release::Label),
-        v1::Release::Histogram => describe_release(Release::Histogram),
-        v1::Release::Unspecified => "unknown",
-    };
-    let mechanism = crate::task::mechanism(receipt.mechanism.as_ref());
+fn asked_fields(receipt: &v1::Receipt) -> [(&'static str, String); 11] {
+    let release = task::release(receipt.release()).map_or("unknown", Release::name);
+    let mechanism = task::mechanism(receipt.mechanism.as_ref());
     [
         ("task", receipt.task.clone()),
         ("epoch", receipt.epoch.to_string()),
         ("request_id", hex::encode(&receipt.request_id)),
         ("release", release.to_owned()),
+        ("client", receipt.client.clone()),
+        ("policy_digest", hex::encode(&receipt.policy_digest)),
         ("rows", receipt.rows.to_string()),
         ("classes", receipt.classes.to_string()),
         ("mechanism", mechanism.map_or_else(|| "unknown".to_owned(), describe_mechanism)),
@@ -350,12 +477,19 @@ fn asked_fields(receipt: &v1::Receipt) -> [(&'static str, String); 9] {
 
 /// What only the servers know, and must know alike. What the caller has spent is not among it: the
 /// caller's other requests may be charged between two servers' receipts.
-fn found_fields(receipt: &v1::Receipt) -> [(&'static str, String); 4] {
+fn found_fields(receipt: &v1::Receipt) -> [(&'static str, String); 10] {
+    let caps = receipt.caller_budgets.iter().map(|budget| (budget.scope, budget.cap_nano_rho));
     [
+        ("consenting_rows", format!("{:?}", receipt.consenting_rows)),
         ("models", receipt.models.to_string()),
         ("owners", receipt.owners.to_string()),
+        ("privacy_unit", receipt.privacy_unit().as_str_name().to_owned()),
+        ("models_per_owner", receipt.models_per_owner.to_string()),
         ("model_set_digest", hex::encode(&receipt.model_set_digest)),
-        ("caller_cap_nano_rho", format!("{:?}", receipt.caller_cap_nano_rho)),
+        ("caller_budgets", format!("{:?}", caps.collect::<Vec<_>>())),
+        ("noise_standard_deviation", receipt.noise_standard_deviation.to_string()),
+        ("delta", receipt.delta.to_string()),
+        ("charged_epsilon", receipt.charged_epsilon.to_string()),
     ]
 }
 

@@ -1,25 +1,19 @@
-//! What was spent and how the servers are, as each of them tells it.
+//! What was spent, as each server tells it.
+
+use std::time::Duration;
 
 use concilium_privacy::{Delta, NanoRho};
 use concilium_rpc::v1::{
-    GetBudgetRequest, GetBudgetResponse, GetStatusRequest, GetStatusResponse, TaskBudget,
-    budget_client::BudgetClient,
+    ClientSpending, GetBudgetRequest, GetBudgetResponse, TaskBudget, budget_client::BudgetClient,
 };
 use tonic::transport::Channel;
 
 use crate::{
-    connection::{CallError, Connection, ServerError},
+    connection::{Connection, ServerError, most_useful},
+    operations::{Servers, check_sender},
     task::{delta, epsilon},
+    terminal::{Failure, FailureClass},
 };
-
-/// The servers that a question goes to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Servers {
-    /// All three.
-    All,
-    /// The one of this index, 0 to 2.
-    One(u8),
-}
 
 /// Reads what servers say was spent of `task`, or of all tasks without one; one result for each server
 /// asked.
@@ -36,39 +30,66 @@ pub async fn budgets(
         let request = request.clone();
         async move {
             let answer = BudgetClient::new(channel).get_budget(request).await?.into_inner();
-            from_server(server, answer.party).map(|()| answer)
+            check_sender(server, answer.party).map(|()| answer)
         }
     };
-    match servers {
-        Servers::All => connection.call_all("GetBudget", ask).await.into(),
-        Servers::One(server) => {
-            vec![connection.call(server, "GetBudget", |channel| ask(server, channel)).await]
-        }
-    }
+    servers.ask(connection, "GetBudget", ask).await
 }
 
-/// Reads the state of servers, one result for each server asked; for operators.
-pub async fn statuses(
-    connection: &Connection,
-    servers: Servers,
-) -> Vec<Result<GetStatusResponse, ServerError>> {
-    let ask = |server: u8, channel: Channel| async move {
-        let answer = BudgetClient::new(channel).get_status(GetStatusRequest {}).await?.into_inner();
-        from_server(server, answer.party).map(|()| answer)
-    };
-    match servers {
-        Servers::All => connection.call_all("GetStatus", ask).await.into(),
-        Servers::One(server) => {
-            vec![connection.call(server, "GetStatus", |channel| ask(server, channel)).await]
-        }
-    }
+/// Readings before a difference between the servers is believed: while a batch is charged, the
+/// ledgers differ for a moment.
+const READINGS: usize = 3;
+
+/// Pause between readings.
+const READING_PAUSE: Duration = Duration::from_millis(500);
+
+/// What the servers asked say was spent.
+#[derive(Debug, Default)]
+pub struct Budgets {
+    /// The servers' answers, in their order.
+    pub answers: Vec<GetBudgetResponse>,
+    /// Why there are no more of them.
+    pub errors: Vec<ServerError>,
+    /// What the servers still disagree about after some readings, in one line each.
+    pub differences: Vec<String>,
 }
 
-fn from_server(server: u8, party: u32) -> Result<(), CallError> {
-    if party == u32::from(server) {
-        Ok(())
-    } else {
-        Err(CallError::Malformed(format!("an answer of server {party}")))
+impl Budgets {
+    /// Reads as [`budgets`] does, and again while the servers differ, because a batch may be under way.
+    pub async fn read(connection: &Connection, servers: Servers, task: Option<&str>) -> Self {
+        let mut reading = 1;
+        loop {
+            let (mut answers, mut errors) = (Vec::new(), Vec::new());
+            for result in budgets(connection, servers, task).await {
+                match result {
+                    Ok(answer) => answers.push(answer),
+                    Err(error) => errors.push(error),
+                }
+            }
+            let differences = differences(&answers);
+            if differences.is_empty() || reading == READINGS {
+                return Budgets { answers, errors, differences };
+            }
+            reading += 1;
+            tokio::time::sleep(READING_PAUSE).await;
+        }
+    }
+
+    /// What all three servers say.
+    ///
+    /// # Errors
+    /// [`Failure`] if they disagree, or else of the servers' errors the one that says most about the cause.
+    pub fn agreed(self) -> Result<Vec<TaskBudget>, Failure> {
+        if let Some(difference) = self.differences.first() {
+            return Err(Failure::message(
+                FailureClass::Refused,
+                format!("the servers disagree: {difference}; tell their operators"),
+            ));
+        }
+        match most_useful(self.errors) {
+            Some(error) => Err(error.into()),
+            None => Ok(self.answers.into_iter().next().map(|answer| answer.tasks).unwrap_or_default()),
+        }
     }
 }
 
@@ -147,19 +168,23 @@ pub fn differences(answers: &[GetBudgetResponse]) -> Vec<String> {
                 differences.push(format!("task {}: server {} has no such task", task.task, first.party));
             }
         }
-        if first.ledger_head_sequence != other.ledger_head_sequence {
-            differences.push(format!(
-                "{servers} have ledgers of {} and {} entries",
-                first.ledger_head_sequence, other.ledger_head_sequence
-            ));
-        }
     }
     differences
 }
 
-fn fields(task: &TaskBudget) -> [(&'static str, String); 8] {
-    let clients: Vec<_> =
-        task.clients.iter().map(|client| format!("{}={}", client.client, client.spent_nano_rho)).collect();
+fn fields(task: &TaskBudget) -> [(&'static str, String); 12] {
+    let clients = |spent: fn(&ClientSpending) -> u64| {
+        let clients: Vec<_> =
+            task.clients.iter().map(|client| format!("{}={}", client.client, spent(client))).collect();
+        clients.join(" ")
+    };
+    let owners: Vec<_> = task
+        .owners
+        .iter()
+        .map(|owner| format!("{}={} of {}", owner.owner, owner.spent_nano_rho, owner.cap_nano_rho))
+        .collect();
+    // What a window holds depends on each server's clock.
+    let window = task.window.map(|window| (window.cap_nano_rho, window.seconds));
     [
         ("epoch", task.epoch.to_string()),
         ("spent (nano-rho)", format!("{}", task.spent_nano_rho.unwrap_or_default())),
@@ -168,13 +193,17 @@ fn fields(task: &TaskBudget) -> [(&'static str, String); 8] {
         ("cost per row (nano-rho)", task.cost_nano_rho_per_row.to_string()),
         ("requests", task.requests.to_string()),
         ("rows", task.rows.to_string()),
-        ("clients", clients.join(" ")),
+        ("clients", clients(|client| client.spent_nano_rho)),
+        ("clients over all tasks (nano-rho)", clients(|client| client.spent_all_tasks_nano_rho)),
+        ("owners (nano-rho)", owners.join(" ")),
+        ("window (nano-rho, seconds)", format!("{window:?}")),
+        ("epoch begun as", format!("{} {}", task.epoch_basis().as_str_name(), task.epoch_attested_by)),
     ]
 }
 
 #[cfg(test)]
 mod tests {
-    use concilium_rpc::v1::ClientSpending;
+    use concilium_rpc::v1::OwnerBudget;
 
     use super::*;
 
@@ -192,8 +221,18 @@ mod tests {
                 spent_epsilon: 3.5,
                 requests: 3,
                 rows: 6,
-                clients: vec![ClientSpending { client: "alice".into(), spent_nano_rho: 200_000_000 }],
+                clients: vec![ClientSpending {
+                    client: "alice".into(),
+                    spent_nano_rho: 200_000_000,
+                    spent_all_tasks_nano_rho: 300_000_000,
+                }],
                 mechanism: "discrete Gaussian, sigma 5".into(),
+                owners: vec![OwnerBudget {
+                    owner: "ward-7".into(),
+                    cap_nano_rho: 500_000_000,
+                    spent_nano_rho: 250_000_000,
+                }],
+                ..TaskBudget::default()
             }],
             ledger_head_sequence: 4,
             ledger_head_hash: vec![1; 32].into(),
@@ -227,12 +266,23 @@ mod tests {
         let mut changed = answers.clone();
         changed[2].tasks[0].spent_nano_rho = Some(210_000_000);
         changed[2].tasks[0].clients[0].spent_nano_rho += 1;
-        changed[1].ledger_head_sequence = 3;
         let told = differences(&changed).join("\n");
         assert!(told.contains("servers 0 and 2 say spent (nano-rho) 250000000 and 210000000"), "{told}");
         assert!(told.contains("alice=200000000 and alice=200000001"), "{told}");
-        assert!(told.contains("servers 0 and 1 have ledgers of 4 and 3 entries"), "{told}");
-        assert_eq!(told.lines().count(), 3);
+        assert_eq!(told.lines().count(), 2);
+        // After a crash between two servers' commits the totals are made equal, and the logs stay different.
+        changed = answers.clone();
+        changed[1].tasks[0].owners[0].spent_nano_rho += 1;
+        changed[2].tasks[0].clients[0].spent_all_tasks_nano_rho += 1;
+        changed[2].tasks[0].epoch_attested_by = "Ann".into();
+        let told = differences(&changed).join("\n");
+        assert!(told.contains("ward-7=250000000 of 500000000 and ward-7=250000001"), "{told}");
+        assert!(told.contains("clients over all tasks (nano-rho) alice=300000000"), "{told}");
+        assert!(told.contains("say epoch begun as ") && told.contains("Ann"), "{told}");
+        assert_eq!(told.lines().count(), 3, "{told}");
+        changed = answers.clone();
+        changed[1].ledger_head_sequence = 3;
+        assert!(differences(&changed).is_empty());
 
         let mut changed = answers;
         changed[0].tasks.clear();

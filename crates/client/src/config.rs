@@ -20,12 +20,13 @@ const VARIABLE_PREFIX: &str = "CONCILIUM_";
 const SEPARATOR: &str = "__";
 
 /// Keys that a file or a variable may set.
-const KEYS: [&str; 6] =
+pub const KEYS: [&str; 6] =
     ["servers", "tls.ca", "tls.certificate", "tls.key", "connect_timeout_ms", "request_timeout_ms"];
 
 /// Variables of the prefix that are no configuration keys: the path of the file, and switches of
 /// tests.
-const OTHER_VARIABLES: [&str; 3] = ["CONCILIUM_CONFIG", "CONCILIUM_TEST_SEED", "CONCILIUM_WRITE_DOCS"];
+const OTHER_VARIABLES: [&str; 4] =
+    ["CONCILIUM_CONFIG", "CONCILIUM_REQUIRE_ALL_TESTS", "CONCILIUM_TEST_SEED", "CONCILIUM_WRITE_DOCS"];
 
 /// Largest configuration file that is read, in bytes.
 const MAXIMUM_FILE_BYTES: u64 = 1 << 20;
@@ -271,6 +272,7 @@ mod tests {
                 ("CONCILIUM_REQUEST_TIMEOUT_MS", "7"),
                 ("CONCILIUM_CONFIG", "elsewhere"),
                 ("CONCILIUM_TEST_SEED", "1"),
+                ("CONCILIUM_REQUIRE_ALL_TESTS", "1"),
                 ("HOME", "x"),
             ],
         )

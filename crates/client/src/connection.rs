@@ -5,6 +5,7 @@ use std::{future::Future, time::Duration};
 use concilium_rpc::{
     connect::{self, ConnectError},
     identity::Identity,
+    signature::Authorities,
     status::RpcError,
     tls::TlsMaterial,
     v1::{ListTasksRequest, prediction_client::PredictionClient},
@@ -31,6 +32,7 @@ const MAXIMUM_TASKS: usize = 1024;
 pub struct Connection {
     config: ConnectionConfig,
     tls: TlsMaterial,
+    authorities: Authorities,
     channels: [Channel; 3],
 }
 
@@ -46,12 +48,18 @@ impl Connection {
                 .map(|endpoint| endpoint.connect_timeout(config.connect_timeout()).connect_lazy())
         };
         let channels = [channel(0)?, channel(1)?, channel(2)?];
-        Ok(Self { config: config.clone(), tls, channels })
+        let authorities = Authorities::of(&tls);
+        Ok(Self { config: config.clone(), tls, authorities, channels })
     }
 
     /// Whose certificate is shown.
     pub fn identity(&self) -> &Identity {
         self.tls.identity()
+    }
+
+    /// The authorities of whose servers signatures are accepted.
+    pub fn authorities(&self) -> &Authorities {
+        &self.authorities
     }
 
     /// The settings that were opened.
@@ -268,28 +276,73 @@ impl From<Status> for CallError {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        path::Path,
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering},
+        },
+    };
+
     use concilium_rpc::{certificates::Authority, identity::Role};
 
     use super::*;
     use crate::terminal::FailureClass;
 
+    /// The settings of a caller `alice` for three servers at one address.
+    fn config(folder: &Path, address: &str) -> ConnectionConfig {
+        let identity = Identity::new(Role::Client, "alice").unwrap();
+        let issued = Authority::create().unwrap().issue(&identity, &[], 1).unwrap();
+        ConnectionConfig {
+            servers: [address.to_owned(), address.to_owned(), address.to_owned()],
+            tls: issued.save(folder).unwrap(),
+            connect_timeout_ms: 2_000,
+            request_timeout_ms: 5_000,
+        }
+    }
+
+    /// What a server looks like whose process dies while its host goes on.
+    #[tokio::test]
+    async fn connections_that_are_reset_are_tried_again_and_told_as_unavailable() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let counted = accepted.clone();
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                counted.fetch_add(1, Ordering::SeqCst);
+                // Unsent and unread data is dropped, and the other side gets a reset.
+                stream.set_zero_linger().unwrap();
+            }
+        });
+        let folder = tempfile::tempdir().unwrap();
+        let connection = Connection::open(&config(folder.path(), &address)).unwrap();
+        let pause = Duration::from_millis(1);
+        let retry = RetryPolicy { attempts: 4, first_pause: pause, longest_pause: pause };
+        let results = connection
+            .call_all_repeating("ListTasks", &retry, |_, channel| async move {
+                Ok(PredictionClient::new(channel).list_tasks(ListTasksRequest {}).await?)
+            })
+            .await;
+        for (server, result) in results.into_iter().enumerate() {
+            let error = result.err().unwrap();
+            assert_eq!(error.class(), FailureClass::Unavailable, "{error}");
+            assert!(error.to_string().contains(&format!("server {server} at {address}")), "{error}");
+        }
+        assert!(accepted.load(Ordering::SeqCst) >= 12, "each of three servers was called four times");
+    }
+
     #[tokio::test]
     async fn nobody_there_is_told_with_address() {
         let folder = tempfile::tempdir().unwrap();
-        let identity = Identity::new(Role::Client, "alice").unwrap();
-        let issued = Authority::create().unwrap().issue(&identity, &[], 1).unwrap();
         // A port that was free a moment ago and has no listener.
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         drop(listener);
-        let config = ConnectionConfig {
-            servers: [address.clone(), address.clone(), address.clone()],
-            tls: issued.save(folder.path()).unwrap(),
-            connect_timeout_ms: 2_000,
-            request_timeout_ms: 5_000,
-        };
+        let config = config(folder.path(), &address);
         let connection = Connection::open(&config).unwrap();
-        assert_eq!(connection.identity(), &identity);
+        assert_eq!(connection.identity(), &Identity::new(Role::Client, "alice").unwrap());
         let error = connection.tasks().await.unwrap_err();
         assert!(error.to_string().contains(&address), "{error}");
         assert_eq!(error.class(), FailureClass::Unavailable, "{error}");

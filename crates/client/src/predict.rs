@@ -21,8 +21,9 @@ use tonic::transport::Channel;
 use crate::{
     answer::{AnswerError, Asked, Receipt, Released, Reply, open, receive},
     connection::{CallError, Connection, ServerError, all_or_most_useful},
+    repeat::RepeatKey,
     retry::RetryPolicy,
-    sharing::{Part, share},
+    sharing::{Part, share, share_from_seeds},
     task::Task,
     terminal::FailureClass,
 };
@@ -152,13 +153,14 @@ pub struct Predictor<'a> {
     task: Task,
     rows_per_request: usize,
     retry: RetryPolicy,
+    repeat_key: Option<RepeatKey>,
 }
 
 impl<'a> Predictor<'a> {
     /// For a task that [`Connection::task`] gave.
     pub fn new(connection: &'a Connection, task: Task) -> Self {
         let rows_per_request = task.max_rows_per_request as usize;
-        Self { connection, task, rows_per_request, retry: RetryPolicy::default() }
+        Self { connection, task, rows_per_request, retry: RetryPolicy::default(), repeat_key: None }
     }
 
     /// Sends at most `rows` rows in one request, 1 to the task's limit; beyond it the limit is used.
@@ -174,6 +176,17 @@ impl<'a> Predictor<'a> {
         Self { retry, ..self }
     }
 
+    /// Derives the id and the share seeds of every request from `key`, so that the same rows in requests
+    /// of the same size make the same requests again, in this process or another: they get the stored
+    /// answers and are not charged again. Without a key every request is new.
+    ///
+    /// Rows that occur in two requests alike, the whole request being equal, are one request then: they
+    /// share one answer with one noise. See [`crate::repeat`].
+    #[must_use]
+    pub fn with_repeat_key(self, key: RepeatKey) -> Self {
+        Self { repeat_key: Some(key), ..self }
+    }
+
     /// The task.
     pub fn task(&self) -> &Task {
         &self.task
@@ -183,7 +196,8 @@ impl<'a> Predictor<'a> {
     /// each.
     ///
     /// All rows are checked before any is sent, and several requests are sent only if the client's cap
-    /// pays for all of them: neither a typing error nor the budget ends the work in its middle.
+    /// pays for all of them: neither a typing error nor the budget ends the work in its middle. With a
+    /// repeat key the budget is left to the servers, because some of the requests may be paid for.
     ///
     /// # Errors
     /// [`PredictFailure`] with the requests that were answered before.
@@ -221,7 +235,7 @@ impl<'a> Predictor<'a> {
             self.encode(rows, start..end)?;
         }
         // The servers refuse a single request as a whole, by figures that are newer than ours.
-        if rows.nrows() > self.rows_per_request {
+        if rows.nrows() > self.rows_per_request && self.repeat_key.is_none() {
             affordable(&self.task, rows.nrows())?;
         }
         Ok(())
@@ -243,18 +257,29 @@ impl<'a> Predictor<'a> {
     ) -> Result<RequestAnswer, PredictError> {
         let begin = Instant::now();
         let encoded = self.encode(rows, range.clone())?;
-        let (parts, ()) = share(encoded, &mut SysRng, |_| ())?;
+        let count = u32::try_from(range.len()).expect("a request has at most max_rows_per_request rows");
+        let (request_id, parts) = self.share(count, encoded)?;
+        let client = self.connection.identity().name();
+        let asked = Asked { task: &self.task, request_id, rows: count, client };
+        let sent = Instant::now();
+        let (replies, attempts) = self.send(&asked, &parts).await?;
+        let (receipt, released) = open(&replies, &asked, self.connection.authorities())?;
+        let timing = Timing { sharing: sent - begin, latency: sent.elapsed() };
+        Ok(RequestAnswer { rows: range, released, receipt, timing, attempts })
+    }
+
+    /// The id of a request and the three servers' parts of it.
+    fn share(&self, rows: u32, values: Vec<Z64>) -> Result<([u8; 16], [Part; 3]), SharingError> {
+        if let Some(key) = &self.repeat_key {
+            let request = key.derive(self.connection.identity(), &self.task, rows, &values);
+            return Ok((request.request_id, share_from_seeds(values, &request.seeds)));
+        }
+        let (parts, ()) = share(values, &mut SysRng, |_| ())?;
         let mut request_id = [0; 16];
         SysRng
             .try_fill_bytes(&mut request_id)
             .map_err(|error| SharingError::Randomness(error.to_string()))?;
-        let count = u32::try_from(range.len()).expect("a request has at most max_rows_per_request rows");
-        let asked = Asked { task: &self.task, request_id, rows: count };
-        let sent = Instant::now();
-        let (replies, attempts) = self.send(&asked, &parts).await?;
-        let (receipt, released) = open(&replies, &asked)?;
-        let timing = Timing { sharing: sent - begin, latency: sent.elapsed() };
-        Ok(RequestAnswer { rows: range, released, receipt, timing, attempts })
+        Ok((request_id, parts))
     }
 
     /// Sends the same bytes under the same id until all three servers answer, one refuses for good, or

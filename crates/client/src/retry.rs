@@ -6,7 +6,7 @@ use rand::{TryRng as _, rngs::SysRng};
 
 use crate::connection::ServerError;
 
-/// Longest pause that a server's request is followed for.
+/// Longest time that a server is waited for because it asks for it. A caller is told of a longer one.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// How often and how fast a call is repeated.
@@ -35,15 +35,18 @@ impl RetryPolicy {
     ///
     /// The pause doubles with every attempt and is drawn between its half and the whole, by `position`
     /// in 0 to 1, so that many clients do not come back at the same moment. A server that names a time
-    /// (`google.rpc.RetryInfo`) is not called before it.
+    /// (`google.rpc.RetryInfo`) is not called before it, and not at all if that is longer than a minute.
     pub fn pause(&self, attempt: u32, retry_after: Option<Duration>, position: f64) -> Option<Duration> {
         if attempt >= self.attempts {
+            return None;
+        }
+        if retry_after.is_some_and(|asked| asked > LONGEST_PAUSE) {
             return None;
         }
         let doubled = self.first_pause.saturating_mul(2_u32.saturating_pow(attempt.saturating_sub(1)));
         let pause = doubled.min(self.longest_pause).mul_f64(0.5 + 0.5 * position.clamp(0.0, 1.0));
         Some(match retry_after {
-            Some(asked) => asked.min(LONGEST_PAUSE).saturating_add(pause),
+            Some(asked) => asked.saturating_add(pause),
             None => pause,
         })
     }
@@ -84,7 +87,8 @@ mod tests {
             let pause = policy.random_pause(1, Some(asked)).unwrap();
             assert!(pause >= asked && pause <= asked + policy.first_pause, "{pause:?}");
         }
-        let endless = policy.pause(1, Some(Duration::MAX), 1.0).unwrap();
-        assert!(endless <= LONGEST_PAUSE + policy.first_pause);
+        let longest = policy.pause(1, Some(LONGEST_PAUSE), 1.0);
+        assert_eq!(longest, Some(LONGEST_PAUSE + policy.first_pause));
+        assert_eq!(policy.pause(1, Some(LONGEST_PAUSE + Duration::from_millis(1)), 1.0), None);
     }
 }

@@ -92,7 +92,11 @@ impl ServerError {
     /// Whether the same call may succeed when it is repeated.
     pub fn retryable(&self) -> bool {
         match self {
-            Self::Connection { source, .. } => matches!(**source, ConnectError::Unreachable { .. }),
+            // A server that hung up was restarted, or refuses the certificate and its reason was lost: both
+            // are told apart by calling it again.
+            Self::Connection { source, .. } => {
+                matches!(**source, ConnectError::Unreachable { .. } | ConnectError::HungUp { .. })
+            }
             Self::Refused { source, .. } => source.retryable(),
             Self::TimedOut { .. } | Self::GivenUp { .. } => true,
             Self::Malformed { .. } => false,
@@ -185,6 +189,7 @@ mod tests {
         let exhausted = RpcError::BudgetExhausted {
             task: "digits".into(),
             epoch: 1,
+            scope: "client".into(),
             cap: "of the client".into(),
             needed_nano_rho: 2,
             left_nano_rho: 1,
@@ -207,6 +212,28 @@ mod tests {
 
         let results = [Ok(0), Ok(1), Ok(2)];
         assert_eq!(all_or_most_useful(results).unwrap(), [0, 1, 2]);
+    }
+
+    #[test]
+    fn a_server_that_hung_up_may_answer_next_time() {
+        let hung_up = ConnectError::HungUp {
+            server: 1,
+            address: "host:1".into(),
+            reason: "connection reset".into(),
+            certificate: "alice.pem".into(),
+        };
+        let error = ServerError::Connection { server: 1, source: Box::new(hung_up) };
+        assert!(error.retryable());
+        assert_eq!(error.class(), FailureClass::Unavailable);
+        let refused = ConnectError::Handshake {
+            server: 1,
+            address: "host:1".into(),
+            reason: "received fatal alert: UnknownCA".into(),
+            remedy: "use another certificate".into(),
+        };
+        let error = ServerError::Connection { server: 1, source: Box::new(refused) };
+        assert!(!error.retryable());
+        assert_eq!(error.class(), FailureClass::Refused);
     }
 
     #[test]

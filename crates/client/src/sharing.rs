@@ -1,7 +1,7 @@
 //! A secret array in the form in which the three servers receive it: an input or a model.
 
 use bytes::Bytes;
-use concilium_mpc::input::{Component, DealtShare, InputError, deal};
+use concilium_mpc::input::{Component, DealtShare, InputError, SEED_BYTES, deal, deal_from_seeds};
 use concilium_ring::Z64;
 use concilium_rpc::{
     chunk::chunks,
@@ -76,6 +76,14 @@ pub fn share<R: TryRng, T>(
     let dealt = dealt?;
     let inspected = inspect(&dealt);
     Ok((dealt.map(Part::from), inspected))
+}
+
+/// As [`share`], with components 0 and 1 expanded from these seeds, which must never serve two
+/// different values: see [`crate::repeat`].
+pub fn share_from_seeds(mut values: Vec<Z64>, seeds: &[[u8; SEED_BYTES]; 2]) -> [Part; 3] {
+    let dealt = deal_from_seeds(&values, seeds);
+    bytemuck::cast_slice_mut::<Z64, u8>(&mut values).zeroize();
+    dealt.map(Part::from)
 }
 
 #[cfg(test)]

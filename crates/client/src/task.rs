@@ -1,7 +1,10 @@
 //! What the servers announce about a task, as long as all three announce the same.
 
 use concilium_network::{InputDomain, InputError, limits};
-use concilium_privacy::{Delta, Mechanism, NanoRho, NoiseScale, Release, convert};
+use concilium_privacy::{
+    Delta, EpochBasis, EpochDeclaration, Mechanism, NanoRho, NoiseScale, PrivacyUnit, Release,
+    SpendingWindow, TaskPolicy, Threshold, convert,
+};
 use concilium_rpc::{identity::check_name, v1};
 use thiserror::Error;
 
@@ -26,7 +29,13 @@ pub struct Task {
     pub release: Release,
     /// The noise that any two servers' shares guarantee.
     pub mechanism: Mechanism,
-    /// Price of one row.
+    /// When a confident label is an answer; absent for other releases.
+    pub threshold: Option<Threshold>,
+    /// Whom the guarantee protects.
+    pub unit: PrivacyUnit,
+    /// Most models of one owner that vote.
+    pub models_per_owner: u32,
+    /// Most that one row costs.
     pub cost_per_row: NanoRho,
     /// Digest of the shared policy.
     pub policy_digest: [u8; 32],
@@ -42,8 +51,14 @@ pub struct Task {
     pub caller_spent: NanoRho,
     /// Cap of one client, if there is one.
     pub caller_cap: Option<NanoRho>,
+    /// Cap of one client over all tasks, if there is one.
+    pub caller_cap_all_tasks: Option<NanoRho>,
     /// Cap of the epoch for all clients together.
     pub task_cap: NanoRho,
+    /// Pace of spending, if there is one.
+    pub window: Option<SpendingWindow>,
+    /// What the epoch began with, and who answers for that; `None` for a first epoch.
+    pub declaration: Option<EpochDeclaration>,
 }
 
 /// Why there is no agreed task.
@@ -134,6 +149,26 @@ impl Task {
         self.caller_left().map(|left| left.units().checked_div(self.cost_per_row.units()).unwrap_or(u64::MAX))
     }
 
+    /// The policy that the servers announce.
+    pub fn policy(&self) -> TaskPolicy {
+        TaskPolicy {
+            task: self.name.clone(),
+            epoch: self.epoch,
+            release: self.release,
+            mechanism: self.mechanism,
+            threshold: self.threshold,
+            unit: self.unit,
+            models_per_owner: self.models_per_owner,
+            bins: self.classes,
+            cap_total: self.task_cap,
+            cap_per_client: self.caller_cap,
+            cap_per_client_all_tasks: self.caller_cap_all_tasks,
+            window: self.window,
+            delta: self.delta,
+            declaration: self.declaration.clone(),
+        }
+    }
+
     /// Epsilon of a spending at the task's delta, rounded upwards.
     pub fn epsilon(&self, spent: NanoRho) -> f64 {
         epsilon(spent, self.delta)
@@ -172,21 +207,44 @@ pub fn describe_mechanism(mechanism: Mechanism) -> String {
     }
 }
 
-/// A release in one word.
-pub fn describe_release(release: Release) -> &'static str {
-    match release {
-        Release::Label => "label",
-        Release::Histogram => "histogram",
-        _ => "other",
+/// The release that a message names; `None` for one that is unknown.
+pub fn release(message: v1::Release) -> Option<Release> {
+    match message {
+        v1::Release::Label => Some(Release::Label),
+        v1::Release::Histogram => Some(Release::Histogram),
+        v1::Release::ConfidentLabel => Some(Release::ConfidentLabel),
+        v1::Release::MeanProbability => Some(Release::MeanProbability),
+        v1::Release::Unspecified => None,
     }
 }
 
+/// The privacy unit that a message names; `None` for one that is unknown.
+pub fn privacy_unit(message: v1::PrivacyUnit) -> Option<PrivacyUnit> {
+    match message {
+        v1::PrivacyUnit::Record => Some(PrivacyUnit::Record),
+        v1::PrivacyUnit::Owner => Some(PrivacyUnit::Owner),
+        v1::PrivacyUnit::Unspecified => None,
+    }
+}
+
+/// What messages say an epoch began with; `None` for a first epoch.
+pub fn declaration(basis: v1::EpochBasis, attested_by: &str) -> Option<EpochDeclaration> {
+    let basis = match basis {
+        v1::EpochBasis::Unspecified => return None,
+        v1::EpochBasis::Retrained => EpochBasis::Retrained,
+        v1::EpochBasis::CarriedOver => EpochBasis::CarriedOver,
+    };
+    Some(EpochDeclaration { basis, attested_by: attested_by.to_owned() })
+}
+
 /// The fields in which the servers must not differ, as text for comparison and messages.
-fn shared_fields(task: &v1::Task) -> [(&'static str, String); 14] {
+fn shared_fields(task: &v1::Task) -> [(&'static str, String); 19] {
     // The shortest text of a number differs whenever its bits do, apart from NaN.
     [
         ("policy_digest", hex::encode(&task.policy_digest)),
         ("epoch", task.epoch.to_string()),
+        ("epoch_basis", task.epoch_basis().as_str_name().to_owned()),
+        ("epoch_attested_by", task.epoch_attested_by.clone()),
         ("input_shape", format!("{:?}", task.input_shape)),
         ("input_minimum", format!("{:?}", task.input_minimum)),
         ("input_maximum", format!("{:?}", task.input_maximum)),
@@ -195,10 +253,22 @@ fn shared_fields(task: &v1::Task) -> [(&'static str, String); 14] {
         ("class_names", format!("{:?}", task.class_names)),
         ("release", task.release().as_str_name().to_owned()),
         ("mechanism", format!("{:?}", task.mechanism)),
+        ("threshold", format!("{:?}", task.threshold)),
+        ("privacy_unit", task.privacy_unit().as_str_name().to_owned()),
+        ("models_per_owner", task.models_per_owner.to_string()),
         ("cost_nano_rho_per_row", task.cost_nano_rho_per_row.to_string()),
         ("max_rows_per_request", task.max_rows_per_request.to_string()),
         ("delta", format!("{:?}", task.delta)),
-        ("caps", format!("{:?}, {:?}", task.task_cap_nano_rho, task.caller_cap_nano_rho)),
+        (
+            "caps",
+            format!(
+                "{:?}, {:?}, {:?}, {:?}",
+                task.task_cap_nano_rho,
+                task.caller_cap_nano_rho,
+                task.caller_cap_all_tasks_nano_rho,
+                task.window
+            ),
+        ),
     ]
 }
 
@@ -277,20 +347,27 @@ fn checked(task: &v1::Task) -> Result<Task, TaskError> {
     if !bits.contains(&task.fractional_bits) {
         return Err(malformed(format!("{} fractional bits", task.fractional_bits)));
     }
-    let release = match task.release() {
-        v1::Release::Label => Release::Label,
-        v1::Release::Histogram => Release::Histogram,
-        v1::Release::Unspecified => return Err(malformed("no release that is known".to_owned())),
-    };
+    let release = release(task.release()).ok_or_else(|| malformed("no release that is known".to_owned()))?;
+    let unit = privacy_unit(task.privacy_unit())
+        .ok_or_else(|| malformed("no privacy unit that is known".to_owned()))?;
     let mechanism = mechanism(task.mechanism.as_ref())
         .ok_or_else(|| malformed("no mechanism that is known and strong enough".to_owned()))?;
+    let threshold = match &task.threshold {
+        Some(threshold) => {
+            let mechanism = self::mechanism(threshold.mechanism.as_ref()).ok_or_else(|| {
+                malformed("a threshold without a mechanism that is known and strong enough".to_owned())
+            })?;
+            Some(Threshold { votes: threshold.votes, mechanism })
+        }
+        None => None,
+    };
     if task.max_rows_per_request == 0 {
         return Err(malformed("a limit of 0 rows for a request".to_owned()));
     }
     let policy_digest = <[u8; 32]>::try_from(task.policy_digest.as_ref())
         .map_err(|_| malformed(format!("a policy digest of {} bytes", task.policy_digest.len())))?;
     let delta = delta(task.delta).ok_or_else(|| malformed(format!("the delta {}", task.delta)))?;
-    Ok(Task {
+    let checked = Task {
         name: task.name.clone(),
         epoch: task.epoch,
         domain,
@@ -299,6 +376,9 @@ fn checked(task: &v1::Task) -> Result<Task, TaskError> {
         class_names: task.class_names.clone(),
         release,
         mechanism,
+        threshold,
+        unit,
+        models_per_owner: task.models_per_owner,
         cost_per_row: NanoRho::new(task.cost_nano_rho_per_row),
         policy_digest,
         owners_ready: task.owners_ready,
@@ -307,8 +387,23 @@ fn checked(task: &v1::Task) -> Result<Task, TaskError> {
         delta,
         caller_spent: NanoRho::new(task.caller_spent_nano_rho),
         caller_cap: task.caller_cap_nano_rho.map(NanoRho::new),
+        caller_cap_all_tasks: task.caller_cap_all_tasks_nano_rho.map(NanoRho::new),
         task_cap: NanoRho::new(task.task_cap_nano_rho),
-    })
+        window: task
+            .window
+            .map(|window| SpendingWindow { rho: NanoRho::new(window.cap_nano_rho), seconds: window.seconds }),
+        declaration: declaration(task.epoch_basis(), &task.epoch_attested_by),
+    };
+    // The price is that of the policy: a server that asks for another one has another program.
+    let policy = checked.policy();
+    match policy.validate().and_then(|()| policy.row_cost()) {
+        Ok(cost) if cost == checked.cost_per_row => Ok(checked),
+        Ok(cost) => Err(malformed(format!(
+            "a price of rho {} for a row, which costs rho {cost} under the announced policy",
+            checked.cost_per_row
+        ))),
+        Err(error) => Err(malformed(format!("a policy that is not sound: {error}"))),
+    }
 }
 
 /// A delta that was sent as a floating-point number, by its shortest decimal text; `None` unless it
@@ -346,6 +441,9 @@ pub(crate) mod tests {
             caller_spent_nano_rho: 100_000_000,
             caller_cap_nano_rho: Some(1_000_000_000),
             task_cap_nano_rho: 5_000_000_000,
+            privacy_unit: v1::PrivacyUnit::Record.into(),
+            models_per_owner: 2,
+            ..v1::Task::default()
         }
     }
 
@@ -378,7 +476,7 @@ pub(crate) mod tests {
     #[test]
     fn differences_name_task_field_and_servers() {
         type Change = fn(&mut v1::Task);
-        let changes: [(&str, Change); 12] = [
+        let changes: [(&str, Change); 17] = [
             ("epoch", |task| task.epoch += 1),
             ("input_shape", |task| task.input_shape = vec![4]),
             ("input_minimum", |task| task.input_minimum = vec![-0.0]),
@@ -390,6 +488,11 @@ pub(crate) mod tests {
             ("mechanism", |task| task.mechanism = None),
             ("cost_nano_rho_per_row", |task| task.cost_nano_rho_per_row = 0),
             ("caps", |task| task.caller_cap_nano_rho = None),
+            ("caps", |task| task.caller_cap_all_tasks_nano_rho = Some(7)),
+            ("caps", |task| task.window = Some(v1::SpendingWindow::default())),
+            ("threshold", |task| task.threshold = Some(v1::ConfidenceThreshold::default())),
+            ("privacy_unit", |task| task.privacy_unit = v1::PrivacyUnit::Owner.into()),
+            ("models_per_owner", |task| task.models_per_owner = 1),
             ("policy_digest", |_| {}),
         ];
         for (name, change) in changes {
@@ -422,7 +525,7 @@ pub(crate) mod tests {
     #[test]
     fn hostile_announcements_are_refused() {
         type Change = fn(&mut v1::Task);
-        let changes: [Change; 13] = [
+        let changes: [Change; 19] = [
             |task| task.name = "../x".into(),
             |task| task.input_shape = vec![u32::MAX, u32::MAX, u32::MAX],
             |task| task.input_shape = vec![],
@@ -432,6 +535,16 @@ pub(crate) mod tests {
             |task| task.classes = u32::MAX,
             |task| task.fractional_bits = 64,
             |task| task.release = 77,
+            // A confident label needs a threshold, and no other release has one.
+            |task| task.release = v1::Release::ConfidentLabel.into(),
+            |task| {
+                task.threshold = Some(v1::ConfidenceThreshold { votes: 1, mechanism: task.mechanism });
+            },
+            |task| task.privacy_unit = 0,
+            |task| task.models_per_owner = 0,
+            |task| task.cost_nano_rho_per_row += 1,
+            // The price of one vote for the guarantee of two.
+            |task| task.privacy_unit = v1::PrivacyUnit::Owner.into(),
             |task| task.mechanism.as_mut().unwrap().parameter_millionths = 1,
             |task| task.max_rows_per_request = 0,
             |task| task.policy_digest = vec![7; 31].into(),

@@ -29,6 +29,8 @@ pub enum FailureClass {
     Refused,
     /// A server cannot be reached or is too busy.
     Unavailable,
+    /// An audit has measured that a guarantee does not hold. Only programs that audit end so.
+    Refuted,
 }
 
 impl FailureClass {
@@ -39,11 +41,12 @@ impl FailureClass {
             Self::Input => 2,
             Self::Refused => 3,
             Self::Unavailable => 4,
+            Self::Refuted => 5,
         }
     }
 }
 
-/// Why a program ends early: one line for the user, and the exit code.
+/// Why a program ends early: one line for each thing that is wrong, and the exit code.
 #[derive(Debug)]
 pub struct Failure {
     class: FailureClass,
@@ -95,6 +98,7 @@ failures_by_class!(
     crate::connection::ServerError,
     crate::predict::PredictFailure,
     crate::predict::PredictError,
+    crate::repeat::RepeatKeyError,
     crate::task::TaskError
 );
 
@@ -172,8 +176,10 @@ pub fn exit(result: Result<(), Failure>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            // Nothing is left to do about a standard error that is gone.
-            let _ = writeln!(io::stderr(), "error: {failure}");
+            for line in failure.message.lines() {
+                // Nothing is left to do about a standard error that is gone.
+                let _ = writeln!(io::stderr(), "error: {line}");
+            }
             ExitCode::from(failure.class.code())
         }
     }

@@ -7,22 +7,25 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     net::TcpListener,
     pin::Pin,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use concilium_client_library::{
-    Connection, ConnectionConfig, Predictor, answer::Released, predict::PredictError, retry::RetryPolicy,
+    Connection, ConnectionConfig, Predictor, RepeatKey, answer::Released, predict::PredictError,
+    retry::RetryPolicy,
 };
 use concilium_rpc::{
     certificates::Authority,
     connect::{incoming, server_builder},
     identity::{Identity, Role},
+    receipt::issue,
     status::RpcError,
-    v1::{self, predict_request, predict_response::Message, prediction_server},
+    tls::TlsMaterial,
+    v1::{self, component::Kind, predict_request, predict_response::Message, prediction_server},
 };
 use ndarray::{Array2, array};
 use tokio_stream::{Stream, StreamExt as _};
@@ -49,6 +52,7 @@ struct Script {
 
 struct Server {
     party: u8,
+    tls: TlsMaterial,
     script: Arc<Mutex<Script>>,
 }
 
@@ -89,7 +93,7 @@ impl prediction_server::Prediction for Server {
             Act::Refuse(error) => Err(error.into()),
             Act::Wait => std::future::pending().await,
             Act::Answer => {
-                let replies = reply(self.party, &header).into_iter();
+                let replies = reply(self.party, &self.tls, &header).into_iter();
                 let replies = replies.map(|message| Ok(v1::PredictResponse { message: Some(message) }));
                 Ok(Response::new(Box::pin(tokio_stream::iter(replies))))
             }
@@ -115,13 +119,16 @@ fn task() -> v1::Task {
         policy_digest: vec![7; 32].into(),
         max_rows_per_request: 2,
         delta: 1e-5,
-        task_cap_nano_rho: 1_000_000_000,
+        caller_cap_nano_rho: Some(1_000_000_000),
+        task_cap_nano_rho: 2_000_000_000,
+        privacy_unit: v1::PrivacyUnit::Record.into(),
+        models_per_owner: 1,
         ..v1::Task::default()
     }
 }
 
 /// Server `party`'s components of the labels 1, 0, 1, ... for each row.
-fn reply(party: u8, header: &v1::PredictHeader) -> Vec<Message> {
+fn reply(party: u8, tls: &TlsMaterial, header: &v1::PredictHeader) -> Vec<Message> {
     let task = task();
     let receipt = v1::Receipt {
         task: task.name,
@@ -136,6 +143,8 @@ fn reply(party: u8, header: &v1::PredictHeader) -> Vec<Message> {
         owners: 3,
         model_set_digest: vec![1; 32].into(),
         encoding: v1::ResultEncoding::BooleanU16.into(),
+        client: "alice".into(),
+        policy_digest: task.policy_digest,
         ..v1::Receipt::default()
     };
     let component = |index: u8| -> Vec<u8> {
@@ -149,8 +158,10 @@ fn reply(party: u8, header: &v1::PredictHeader) -> Vec<Message> {
     let chunk = |slot: v1::ComponentSlot, index: u8| {
         Message::Chunk(v1::ResultChunk { component_slot: slot.into(), bytes: component(index).into() })
     };
+    let (own, next) = (component(party), component((party + 1) % 3));
+    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64;
     vec![
-        Message::Header(receipt),
+        Message::Header(issue(tls, receipt, &own, &next, now_ms).unwrap()),
         chunk(v1::ComponentSlot::Own, party),
         chunk(v1::ComponentSlot::Next, (party + 1) % 3),
     ]
@@ -173,11 +184,11 @@ impl World {
             let files = authority.issue(&identity, &[], 1).unwrap().save(folder.path()).unwrap();
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             let address = listener.local_addr().unwrap().to_string();
-            let server = Server { party, script: Arc::clone(&scripts[usize::from(party)]) };
-            let router = server_builder(&files.load().unwrap())
-                .unwrap()
-                .add_service(prediction_server::PredictionServer::new(server));
-            tokio::spawn(router.serve_with_incoming(incoming(listener).unwrap()));
+            let tls = files.load().unwrap();
+            let server = Server { party, tls: tls.clone(), script: Arc::clone(&scripts[usize::from(party)]) };
+            let router = server_builder().add_service(prediction_server::PredictionServer::new(server));
+            let connections = incoming(listener, &tls.into()).unwrap();
+            tokio::spawn(router.serve_with_incoming(connections));
             address
         });
         let identity = Identity::new(Role::Client, "alice").unwrap();
@@ -236,9 +247,59 @@ async fn requests_have_different_ids_and_are_reported_one_by_one() {
     predictor.predict(input.view(), |answer| finished.push(answer.rows.clone())).await.unwrap();
     assert_eq!(finished, [0..2, 2..4, 4..5]);
     let [calls, ..] = world.calls();
-    let ids: std::collections::BTreeSet<_> =
-        calls.iter().map(|(header, _)| header.request_id.clone()).collect();
+    let ids: BTreeSet<_> = calls.iter().map(|(header, _)| header.request_id.clone()).collect();
     assert_eq!(ids.len(), 3);
+}
+
+/// What the servers get is all that a rerun has in common with the run before, so two predictors stand
+/// for two processes.
+#[tokio::test]
+async fn a_repeat_key_makes_the_same_requests_again_and_no_others() {
+    let world = World::start([vec![], vec![], vec![]]);
+    let predict = async |rows: Array2<f64>, key: Option<u8>| {
+        let mut predictor = world.predictor().await.with_rows_per_request(1);
+        if let Some(byte) = key {
+            predictor = predictor.with_repeat_key(RepeatKey::new([byte; 32]));
+        }
+        predictor.predict(rows.view(), |_| ()).await.unwrap();
+        let taken = world.scripts.each_ref().map(|script| std::mem::take(&mut script.lock().unwrap().calls));
+        assert!(taken.iter().all(|calls| calls.len() == rows.nrows()));
+        taken
+    };
+    let first = predict(rows(), Some(1)).await;
+    assert!(predict(rows(), Some(1)).await == first, "other bytes were sent");
+    // A change of one row leaves the other requests alone.
+    let mut other = rows();
+    other[(1, 1)] += 1.0 / 4096.0;
+    let changed = predict(other, Some(1)).await;
+    for server in 0..3 {
+        assert!(changed[server][0] == first[server][0]);
+        let (before, after) = (&first[server][1].0, &changed[server][1].0);
+        assert_ne!(before.request_id, after.request_id);
+        let seeds = |header: &v1::PredictHeader| {
+            let kinds = [&header.own, &header.next].map(|part| part.clone().unwrap().kind.unwrap());
+            kinds.into_iter().filter(|kind| matches!(kind, Kind::Seed(_))).collect::<Vec<_>>()
+        };
+        assert!(seeds(before).iter().all(|seed| !seeds(after).contains(seed)), "server {server}");
+    }
+    let ids = |calls: &[Vec<Call>; 3]| {
+        calls.iter().flatten().map(|(header, _)| header.request_id.clone()).collect::<BTreeSet<_>>()
+    };
+    assert_eq!(ids(&first).len(), 2);
+    assert!(ids(&first).is_disjoint(&ids(&predict(rows(), Some(2)).await)), "another key");
+    let (fresh, again) = (predict(rows(), None).await, predict(rows(), None).await);
+    assert!(ids(&first).is_disjoint(&ids(&fresh)) && ids(&fresh).is_disjoint(&ids(&again)), "no key");
+}
+
+/// What is left after a crash need not pay for the requests that were charged before it.
+#[tokio::test]
+async fn with_a_repeat_key_the_budget_is_the_servers_matter() {
+    let world = World::start([vec![], vec![], vec![]]);
+    let input = Array2::from_elem((30, 2), 0.5);
+    let failure = world.predictor().await.predict(input.view(), |_| ()).await.unwrap_err();
+    assert!(matches!(failure.source, PredictError::NotAffordable { affordable: 24, .. }), "{failure}");
+    let predictor = world.predictor().await.with_repeat_key(RepeatKey::new([1; 32]));
+    assert_eq!(predictor.predict(input.view(), |_| ()).await.unwrap().len(), 15);
 }
 
 #[tokio::test]

@@ -6,7 +6,9 @@ use concilium_mpc::conversion::sum_bits;
 use concilium_mpc::linear::rescale;
 use concilium_mpc::release::Aggregate;
 use concilium_mpc::shares::AdditiveShare;
-use concilium_mpc::{Channel, MpcError, Party, PartyIndex, Shares, comparison, selection, votes};
+use concilium_mpc::{
+    Channel, MpcError, Party, PartyIndex, Shares, Stage, comparison, probability, selection, votes,
+};
 use concilium_ring::Z64;
 use ndarray::s;
 
@@ -33,8 +35,35 @@ pub fn histogram<C: Channel>(
     let queries = input.dim().0;
     let logits = logits(party, ensemble, input)?;
     let dealer = dealer_of_layer(longest(ensemble) - 1);
+    party.enter(Stage::Votes);
     let winners = votes::one_hot_argmax(party, dealer, &logits, ensemble.final_width())?;
     sum_bits(party, dealer.next(), &winners, ensemble.len(), queries)
+}
+
+/// The sum of the models' probabilities for every query: element (q, c) is the sum over all models of
+/// the softmax of their logits for query q at class c, with
+/// [`FRACTION_BITS`](probability::FRACTION_BITS). Each model adds a vector without a negative entry
+/// that sums to at most one, whatever its weights are.
+///
+/// `input` is `[queries, features]` at the ensemble's scale.
+///
+/// # Cost
+/// The rounds of [`logits`] and of [`probability::sum_of_probabilities`], less one that coincides with
+/// the last rescaling. Independent of owners and queries.
+///
+/// # Errors
+/// [`MpcError`] when a message is lost or has the wrong length.
+pub fn probabilities<C: Channel>(
+    party: &mut Party<C>,
+    ensemble: &Ensemble,
+    input: &Shares<Z64>,
+) -> Result<Aggregate<Z64>, MpcError> {
+    let queries = input.dim().0;
+    let logits = logits(party, ensemble, input)?;
+    let dealer = dealer_of_layer(longest(ensemble) - 1);
+    party.enter(Stage::Probabilities);
+    let (window, bits) = (ensemble.final_width(), ensemble.fractional_bits());
+    probability::sum_of_probabilities(party, dealer, &logits, window, bits, ensemble.len(), queries)
 }
 
 /// The logits of every model for every query, `[models * queries, classes]`: row `o * queries + q`
@@ -91,6 +120,7 @@ fn evaluate<C: Channel>(
     for position in 0..longest(ensemble) {
         let current = values.as_ref().unwrap_or(input);
         let next = if position % 2 == 0 {
+            party.enter(Stage::Linear(layer_number(position)));
             let (next, columns) = affine_layer(party, ensemble, position, current, &active)?;
             active.iter_mut().zip(columns).for_each(|((_, old), new)| *old = new);
             next
@@ -179,13 +209,20 @@ fn relu_layer<C: Channel>(
     // The comparison is dealt by whoever dealt the rescaling, so that its first message shares the
     // rescaling's round; the selection, which costs its dealer most, by the next server.
     let dealer = dealer_of_layer(position - 1);
+    party.enter(Stage::Comparison(layer_number(position)));
     let negative = comparison::sign(party, dealer, values, window)?;
+    party.enter(Stage::Selection(layer_number(position)));
     selection::select_unless(party, dealer.next(), &negative, values)
 }
 
 /// The dealer's role goes round with the affine layers, so that the servers send about the same.
 fn dealer_of_layer(position: usize) -> PartyIndex {
     PartyIndex::in_turn(position / 2)
+}
+
+/// The number by which people call a layer: an affine layer and the ReLU after it have the same.
+fn layer_number(position: usize) -> u32 {
+    position as u32 / 2 + 1
 }
 
 /// Layers of the deepest model.

@@ -1,4 +1,5 @@
-//! Evaluates many owners' networks on one secret-shared batch and turns their outputs into votes.
+//! Evaluates many owners' networks on one secret-shared batch and turns their outputs into votes
+//! or probabilities.
 //!
 //! All owners of a task go through the layers together: one rescaling for each affine layer and one
 //! comparison batch for each ReLU layer, whatever the number of owners and of queries. Owners may
@@ -7,7 +8,8 @@
 pub mod ensemble;
 pub mod evaluate;
 pub mod model;
+pub mod release;
 
 pub use ensemble::{Ensemble, EnsembleError};
-pub use evaluate::{histogram, logits, logits_observed};
+pub use evaluate::{histogram, logits, logits_observed, probabilities};
 pub use model::{ModelError, SharedModel, flatten};

@@ -3,11 +3,15 @@
 use std::sync::Arc;
 
 use concilium_inference::{
-    Ensemble, EnsembleError, SharedModel, flatten, histogram, logits, logits_observed,
+    Ensemble, EnsembleError, SharedModel, flatten, histogram, logits, logits_observed, probabilities,
 };
-use concilium_mpc::local::{reconstruct, run, share};
+use concilium_mpc::local::{LocalChannel, reconstruct, run, run_with, share};
 use concilium_mpc::opening::open_sums;
-use concilium_mpc::{Shares, Traffic};
+use concilium_mpc::probability::{FRACTION_BITS, maximum_error};
+use concilium_mpc::release::Aggregate;
+use concilium_mpc::{
+    Address, Channel, ChannelError, MpcError, Neighbour, Party, Progress, Shares, Stage, Traffic,
+};
 use concilium_network::{FixedNetwork, InputDomain, Layer, Network, Rounding, quantise};
 use concilium_ring::{Element, Z64};
 use ndarray::{Array1, Array2, s};
@@ -105,6 +109,29 @@ fn shapes() -> impl Strategy<Value = Vec<Vec<usize>>> {
     })
 }
 
+/// What an aggregate of an ensemble's models is computed by.
+type Aggregation = fn(&mut Party<LocalChannel>, &Ensemble, &Shares<Z64>) -> Result<Aggregate<Z64>, MpcError>;
+
+/// The logits, and `count` sums of them by `aggregation` without noise. Both runs have the same session and
+/// keys, hence the same rounding of every value.
+fn logits_and_sums(
+    seed: u64,
+    world: &World,
+    count: usize,
+    aggregation: Aggregation,
+) -> (Array2<Z64>, Vec<i64>) {
+    let logits = reconstruct(&run(seed, |party| {
+        let place = party.index().number();
+        logits(party, &world.ensembles[place], &world.shares[place]).expect("local")
+    }));
+    let parts = run(seed, |party| {
+        let place = party.index().number();
+        let sums = aggregation(party, &world.ensembles[place], &world.shares[place]).expect("local");
+        sums.inject(party, &vec![0; count]).expect("local").components()
+    });
+    (logits, open_sums(&parts, count).expect("copies agree"))
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
@@ -139,17 +166,7 @@ proptest! {
     fn histograms_count_the_votes_of_the_logits(seed: u64, shapes in shapes(), rows in 1usize..5) {
         let world = world(seed, &shapes, rows);
         let classes = *shapes[0].last().expect("shapes have sizes");
-        // Both runs have the same session and keys, hence the same rounding of every value.
-        let logits = reconstruct(&run(seed, |party| {
-            let place = party.index().number();
-            logits(party, &world.ensembles[place], &world.shares[place]).expect("local")
-        }));
-        let parts = run(seed, |party| {
-            let place = party.index().number();
-            let sums = histogram(party, &world.ensembles[place], &world.shares[place]).expect("local");
-            sums.inject(party, &vec![0; rows * classes]).expect("local").components()
-        });
-        let counts = open_sums(&parts, rows * classes).expect("copies agree");
+        let (logits, counts) = logits_and_sums(seed, &world, rows * classes, histogram);
         let mut expected = vec![0; rows * classes];
         for (row, line) in logits.rows().into_iter().enumerate() {
             let line: Vec<i64> = line.iter().map(|v| v.to_signed()).collect();
@@ -159,6 +176,54 @@ proptest! {
         }
         prop_assert_eq!(counts, expected);
     }
+
+    #[test]
+    fn probabilities_add_up_the_softmax_of_the_logits(seed: u64, shapes in shapes(), rows in 1usize..5) {
+        let world = world(seed, &shapes, rows);
+        let classes = *shapes[0].last().expect("shapes have sizes");
+        let (logits, sums) = logits_and_sums(seed, &world, rows * classes, probabilities);
+        let mut expected = vec![0.0; rows * classes];
+        for (row, line) in logits.rows().into_iter().enumerate() {
+            let real: Vec<f64> =
+                line.iter().map(|v| v.to_signed() as f64 / f64::from(1 << FRACTIONAL_BITS)).collect();
+            let largest = real.iter().copied().fold(f64::MIN, f64::max);
+            let total: f64 = real.iter().map(|v| (v - largest).exp()).sum();
+            for (class, value) in real.into_iter().enumerate() {
+                expected[row % rows * classes + class] += (value - largest).exp() / total;
+            }
+        }
+        let bound = shapes.len() as f64 * maximum_error(classes);
+        for (sum, expected) in sums.into_iter().zip(expected) {
+            let error = (sum as f64 / f64::from(1 << FRACTION_BITS) - expected).abs();
+            prop_assert!(error <= bound, "{} models are off by {}", shapes.len(), error);
+        }
+    }
+}
+
+/// What mean probabilities cost beside a histogram, for fifty owners of ten classes: the figures of
+/// `docs/protocols.md`, printed with the times of this machine.
+#[test]
+fn probabilities_cost_little_more_than_votes() {
+    let world = world(21, &vec![vec![64, 32, 10]; 50], 1);
+    let [histogram, probabilities] = [false, true].map(|with_probabilities| {
+        let begin = std::time::Instant::now();
+        let traffic = run(5, |party| {
+            let (ensemble, input) =
+                (&world.ensembles[party.index().number()], &world.shares[party.index().number()]);
+            let sums = if with_probabilities {
+                probabilities(party, ensemble, input)
+            } else {
+                histogram(party, ensemble, input)
+            };
+            sums.expect("local").inject(party, &[0; 10]).expect("local");
+            party.traffic().clone()
+        });
+        let bytes: u64 = traffic.iter().map(|traffic| traffic.bytes_sent).sum();
+        println!("{} rounds, {bytes} bytes, {:?}", traffic[0].rounds, begin.elapsed());
+        (traffic[0].rounds, bytes)
+    });
+    assert_eq!(probabilities.0 - histogram.0, 12, "rounds");
+    assert!(probabilities.1 < 3 * histogram.1, "{} bytes against {}", probabilities.1, histogram.1);
 }
 
 #[test]
@@ -227,4 +292,44 @@ fn models_that_do_not_fit_are_refused_by_name() {
     let refusal =
         SharedModel::new(architecture, &elements, &elements).err().expect("one parameter is missing");
     assert!(refusal.to_string().contains("holds 9 parameters, but the architecture has 10"), "{refusal}");
+}
+
+/// Keeps what it is told of the session's progress.
+struct Watched {
+    channel: LocalChannel,
+    told: Vec<Progress>,
+}
+
+impl Channel for Watched {
+    fn send(&mut self, to: Neighbour, address: Address, payload: Vec<u8>) -> Result<(), ChannelError> {
+        self.channel.send(to, address, payload)
+    }
+
+    fn receive(&mut self, from: Neighbour, address: Address) -> Result<Vec<u8>, ChannelError> {
+        self.channel.receive(from, address)
+    }
+
+    fn note_progress(&mut self, progress: Progress) {
+        self.told.push(progress);
+    }
+}
+
+#[test]
+fn all_servers_tell_the_same_stages_and_rounds() {
+    let world = world(11, &[vec![4, 6, 3], vec![4, 3], vec![4, 5, 5, 3]], 2);
+    let channels = LocalChannel::triple().map(|channel| Watched { channel, told: Vec::new() });
+    let watched = run_with(11, channels, |party| {
+        let place = party.index().number();
+        histogram(party, &world.ensembles[place], &world.shares[place]).expect("local links do not fail");
+        party.traffic().rounds
+    });
+    let told = watched[0].1.told.clone();
+    assert!(watched.iter().all(|(_, watched)| watched.told == told));
+    let mut stages: Vec<_> = told.iter().map(|progress| progress.stage).collect();
+    stages.dedup();
+    let layer = |number| [Stage::Linear(number), Stage::Comparison(number), Stage::Selection(number)];
+    let expected = [&layer(1)[..], &layer(2)[..], &[Stage::Linear(3), Stage::Votes]].concat();
+    assert_eq!(stages, expected);
+    assert!(told.windows(2).all(|pair| pair[0].round <= pair[1].round), "{told:?}");
+    assert_eq!(told.last().map(|progress| progress.round), Some(watched[0].0));
 }

@@ -7,6 +7,8 @@ use std::fmt;
 
 use thiserror::Error;
 
+use crate::progress::Progress;
+
 /// One of the two other servers, named relative to this one: server `i` has server `i + 1` as next
 /// and server `i - 1` as previous neighbour, indices modulo 3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -47,11 +49,23 @@ pub enum Protocol {
     BitConversion = 7,
     /// Injection of noise shares into an aggregate and its resharing, [`crate::release`].
     NoiseInjection = 8,
+    /// Resharing of sums that are computed with before they are noised, [`crate::consensus`].
+    Resharing = 9,
+    /// Opening of noised decisions among the servers, [`crate::consensus`].
+    DecisionOpening = 10,
+    /// The dealer's masked tables of a function, [`crate::probability`].
+    LookUpTables = 11,
+    /// The evaluators' exchange of what they looked up, [`crate::probability`].
+    LookUpExchange = 12,
+    /// Product of two shared numbers, [`crate::product`].
+    Product = 13,
+    /// The dealer's masked wrap bits of an exact truncation, [`crate::truncation`].
+    ExactTruncation = 14,
 }
 
 impl Protocol {
     /// All protocols, in the order of their numbers.
-    pub const ALL: [Protocol; 8] = [
+    pub const ALL: [Protocol; 14] = [
         Protocol::LinearTruncation,
         Protocol::ComparisonTables,
         Protocol::ComparisonExchange,
@@ -60,6 +74,12 @@ impl Protocol {
         Protocol::SelectionExchange,
         Protocol::BitConversion,
         Protocol::NoiseInjection,
+        Protocol::Resharing,
+        Protocol::DecisionOpening,
+        Protocol::LookUpTables,
+        Protocol::LookUpExchange,
+        Protocol::Product,
+        Protocol::ExactTruncation,
     ];
 
     /// The number that stands for the protocol in a message.
@@ -84,6 +104,12 @@ impl fmt::Display for Protocol {
             Protocol::SelectionExchange => "selection-exchange",
             Protocol::BitConversion => "bit-conversion",
             Protocol::NoiseInjection => "noise-injection",
+            Protocol::Resharing => "resharing",
+            Protocol::DecisionOpening => "decision-opening",
+            Protocol::LookUpTables => "look-up-tables",
+            Protocol::LookUpExchange => "look-up-exchange",
+            Protocol::Product => "product",
+            Protocol::ExactTruncation => "exact-truncation",
         })
     }
 }
@@ -175,6 +201,10 @@ pub trait Channel {
     /// # Errors
     /// [`ChannelError`] when the link is down, the message is late, or another one arrives.
     fn receive(&mut self, from: Neighbour, address: Address) -> Result<Vec<u8>, ChannelError>;
+
+    /// Is told how far the session has come, whenever a stage or a step begins. A channel that times
+    /// or reports what its messages belong to overrides this; nothing travels because of it.
+    fn note_progress(&mut self, _progress: Progress) {}
 }
 
 impl<C: Channel + ?Sized> Channel for &mut C {
@@ -184,5 +214,9 @@ impl<C: Channel + ?Sized> Channel for &mut C {
 
     fn receive(&mut self, from: Neighbour, address: Address) -> Result<Vec<u8>, ChannelError> {
         (**self).receive(from, address)
+    }
+
+    fn note_progress(&mut self, progress: Progress) {
+        (**self).note_progress(progress);
     }
 }

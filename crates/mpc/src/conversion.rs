@@ -21,8 +21,8 @@ pub(crate) const MESSAGES: [(usize, usize); 1] = [(0, 1)];
 ///
 /// # Cost
 /// One round, one element for each bit from the dealer to the first evaluator; nothing else. The
-/// sums stay additive: resharing them is the noise injection's work, so an un-noised sum never
-/// gets two holders of the same component.
+/// sums stay additive: resharing them is the work of the noise injection, or of
+/// [`reshare`](Aggregate::reshare) where they are computed with first.
 ///
 /// Semi-honest, one corruption, perfect, no failure. Source: as for
 /// [selection](crate::selection::select_unless).
@@ -71,5 +71,5 @@ pub fn sum_bits<E: Element, C: Channel>(
             }
         }
     }
-    Ok(Aggregate::new(AdditiveShare(sums)))
+    Ok(Aggregate::new(AdditiveShare(sums), groups as u64))
 }

@@ -5,8 +5,11 @@
 //! for the usual sizes.
 
 use crate::bits::packed_words;
+use crate::boolean::AND_MESSAGES;
 use crate::comparison::{self, Layout};
+use crate::consensus;
 use crate::votes;
+use crate::{lookup, probability, product, selection, truncation};
 
 /// Rounds and payload bytes sent, by distance from the dealer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,6 +71,99 @@ pub fn inject(count: usize, element_bytes: usize) -> Cost {
     Cost { rounds: 1, bytes: [(count * element_bytes) as u64; 3] }
 }
 
+/// [Resharing](crate::release::Aggregate::reshare) of `count` sums.
+pub fn reshare(count: usize, element_bytes: usize) -> Cost {
+    inject(count, element_bytes)
+}
+
+/// The [largest count](crate::consensus::Counts::maximum) of `rows` rows, each at most `largest`. The
+/// dealer of the selection is the one after that of the comparisons: `bytes` names the latter's.
+pub fn maximum(rows: usize, classes: usize, largest: u64, element_bytes: usize) -> Cost {
+    let [dealer, first, second] = select(rows * classes, element_bytes).bytes;
+    one_hot_argmax(rows, classes, consensus::window_of(largest)).add(2, [second, dealer, first])
+}
+
+/// [Opening of decisions](crate::release::Noised::open_among_servers) of `rows` rows.
+pub fn open_decisions(rows: usize) -> Cost {
+    Cost { rounds: 1, bytes: [16 * packed_words(1, rows) as u64; 3] }
+}
+
+/// A look-up of `count` values in tables of `table` elements of Z_2^64 each, the entries' terms
+/// included; see [`crate::probability`].
+pub fn look_up(count: usize, table: usize) -> Cost {
+    let exchange = (count * 8) as u64;
+    Cost { rounds: 2, bytes: [(count * table * 8) as u64, exchange, exchange] }
+}
+
+/// [Products](crate::product::multiply_rows): `count` of them.
+pub fn multiply(count: usize, element_bytes: usize) -> Cost {
+    Cost { rounds: 1, bytes: [(count * element_bytes) as u64; 3] }
+}
+
+/// [Exact truncation](crate::truncation::sum_truncated) of `count` elements.
+pub fn sum_truncated(count: usize) -> Cost {
+    Cost { rounds: 1, bytes: [(count * 8) as u64, 0, 0] }
+}
+
+/// [Sum of probabilities](crate::probability::sum_of_probabilities) of `rows` rows. The bytes are by
+/// distance from the dealer of the argmax; the server after it deals the rest.
+pub fn probabilities(rows: usize, classes: usize, window: u32, score_bits: u32) -> Cost {
+    let values = rows * classes;
+    let [exponential, coarse, fine] = probability::table_elements(classes);
+    let argmax = one_hot_argmax(rows, classes, window);
+    let parts = [
+        select(values, 8),
+        look_up(values, exponential),
+        sign(values, probability::clamp_window(window, score_bits)),
+        select(values, 8),
+        look_up(rows, coarse),
+        multiply(values, 8),
+        look_up(rows, fine),
+        multiply(values, 8),
+        sum_truncated(values),
+    ];
+    let [a, b, c] = parts.iter().fold([0; 3], |sums, part| {
+        let [a, b, c] = sums;
+        [a + part.bytes[0], b + part.bytes[1], c + part.bytes[2]]
+    });
+    let whole = argmax.add(0, [c, a, b]);
+    Cost { rounds: probability_rounds(classes, window, score_bits), ..whole }
+}
+
+/// The longest chain of messages of [`probabilities`], which overlap: a table goes out in the round in
+/// which the evaluators exchange the result before, because its dealer received nothing there.
+fn probability_rounds(classes: usize, window: u32, score_bits: u32) -> u32 {
+    let ands = |count: usize| vec![&AND_MESSAGES[..]; count];
+    let looked_up = [&lookup::TABLE_MESSAGES[..], &lookup::EXCHANGE_MESSAGES];
+    let selected = [&selection::TABLE_MESSAGES[..], &selection::EXCHANGE_MESSAGES];
+    let compared = |window: u32| {
+        let leaves = [&comparison::TABLE_MESSAGES[..], &comparison::EXCHANGE_MESSAGES];
+        [&leaves[..], &ands(comparison::tree_cost(Layout::new(window).blocks()).0 as usize)].concat()
+    };
+    let argmax = [compared(window), ands(votes::tree_planes(classes).len())].concat();
+    let rest = [
+        &selected[..],
+        &looked_up,
+        &compared(probability::clamp_window(window, score_bits)),
+        &selected,
+        &looked_up,
+        &[&product::MESSAGES[..]],
+        &looked_up,
+        &[&product::MESSAGES[..], &truncation::MESSAGES],
+    ]
+    .concat();
+    let steps = argmax.into_iter().map(|messages| (0, messages)).chain(rest.into_iter().map(|m| (1, m)));
+    let mut depths = [0; 3];
+    for (dealer, messages) in steps {
+        let before = depths;
+        for &(from, to) in messages {
+            let (from, to) = ((dealer + from) % 3, (dealer + to) % 3);
+            depths[to] = depths[to].max(before[from] + 1);
+        }
+    }
+    depths.into_iter().max().unwrap_or(0)
+}
+
 /// The table of the usual sizes in Markdown: bits for each value where a server's message holds
 /// bits, for windows of 16, 24, 32 and 64.
 pub fn markdown_table() -> String {
@@ -87,6 +183,22 @@ pub fn markdown_table() -> String {
     }
     rows.push(("sum of bits into Z_2^64, one bit".into(), sum_bits(1, many, 8), many));
     rows.push(("noise injection, one element of Z_2^64".into(), inject(many, 8), many));
+    rows.push(("resharing of sums, one element of Z_2^64".into(), reshare(many, 8), many));
+    let name = "largest of 10 counts of 50 votes at most, one row".into();
+    rows.push((name, maximum(many, 10, 50, 8), many));
+    rows.push(("opening of decisions, one row".into(), open_decisions(many), many));
+    rows.push(("product, one element of Z_2^64".into(), multiply(many, 8), many));
+    rows.push(("exact truncation and sum, one element of Z_2^64".into(), sum_truncated(many), many));
+    for (name, table) in ["exponential", "coarse reciprocal, 10 classes", "fine reciprocal"]
+        .into_iter()
+        .zip(probability::table_elements(10))
+    {
+        rows.push((format!("look-up, {name}: {table} elements"), look_up(many, table), many));
+    }
+    for classes in [2, 10] {
+        let name = format!("probabilities, {classes} classes, 32-bit window, 12 fractional bits, one row");
+        rows.push((name, probabilities(many, classes, 32, 12), many));
+    }
     let mut table = String::from(
         "| protocol | rounds | dealer sends (bits) | first evaluator | second evaluator |\n|---|---|---|---|---|\n",
     );

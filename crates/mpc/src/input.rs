@@ -11,7 +11,7 @@ use concilium_ring::element::{read_elements, write_elements};
 use ctr::cipher::{KeyIvInit, StreamCipher};
 use rand::TryRng;
 use thiserror::Error;
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::party::PartyIndex;
 
@@ -106,12 +106,21 @@ pub struct DealtShare {
 /// # Errors
 /// [`InputError::Randomness`] when the generator fails; nothing is shared then.
 pub fn deal<E: Element, R: TryRng>(values: &[E], random: &mut R) -> Result<[DealtShare; 3], InputError> {
-    let mut seeds = [[0; SEED_BYTES]; 2];
-    for seed in &mut seeds {
+    let mut seeds = Zeroizing::new([[0; SEED_BYTES]; 2]);
+    for seed in seeds.iter_mut() {
         random.try_fill_bytes(seed).map_err(|error| InputError::Randomness(error.to_string()))?;
     }
+    Ok(deal_from_seeds(values, &seeds))
+}
+
+/// As [`deal`], with components 0 and 1 expanded from these seeds: the same seeds and values give the
+/// same sharing again.
+///
+/// The seeds must be unpredictable, and a pair of seeds must never serve two different values: the
+/// holders of component 2 would learn their difference.
+pub fn deal_from_seeds<E: Element>(values: &[E], seeds: &[[u8; SEED_BYTES]; 2]) -> [DealtShare; 3] {
     let mut rest = values.to_vec();
-    for seed in &seeds {
+    for seed in seeds {
         let mut expanded = expand_seed::<E>(seed, values.len());
         rest.iter_mut().zip(&expanded).for_each(|(value, &component)| *value -= component);
         bytemuck::cast_slice_mut::<E, u8>(&mut expanded).zeroize();
@@ -119,9 +128,8 @@ pub fn deal<E: Element, R: TryRng>(values: &[E], random: &mut R) -> Result<[Deal
     let mut data = Vec::with_capacity(rest.len() * E::BYTES);
     write_elements(&rest, &mut data);
     let components = [Component::Seed(seeds[0]), Component::Seed(seeds[1]), Component::Data(data)];
-    seeds.zeroize();
-    Ok(PartyIndex::ALL.map(|server| DealtShare {
+    PartyIndex::ALL.map(|server| DealtShare {
         own: components[server.number()].clone(),
         next: components[server.next().number()].clone(),
-    }))
+    })
 }

@@ -19,21 +19,28 @@ pub mod bits;
 pub mod boolean;
 pub mod channel;
 pub mod comparison;
+pub mod consensus;
 pub mod conversion;
 pub mod cost;
 pub mod input;
 pub mod linear;
 #[cfg(feature = "local-world")]
 pub mod local;
+mod lookup;
 pub mod opening;
 pub mod party;
+pub mod probability;
+pub mod product;
+pub mod progress;
 pub mod prss;
 pub mod release;
 pub mod selection;
 pub mod shares;
+pub mod truncation;
 pub mod votes;
 
 pub use channel::{Address, Channel, ChannelError, Neighbour, Protocol, Step};
 pub use party::{MpcError, Party, PartyIndex, Traffic};
+pub use progress::{Progress, Stage};
 pub use prss::PairwiseKeys;
 pub use shares::{BitShares, Shares};

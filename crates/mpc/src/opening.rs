@@ -6,7 +6,7 @@ use subtle::ConstantTimeEq;
 use thiserror::Error;
 
 use crate::party::PartyIndex;
-use crate::release::ReleasedComponents;
+use crate::release::{NO_CONSENSUS, ReleasedComponents};
 
 /// Why an answer can't be put together.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -89,14 +89,34 @@ pub fn open_labels(
     rows: usize,
     classes: usize,
 ) -> Result<Vec<usize>, OpeningError> {
+    let words = open_words(parts, rows)?;
+    words.into_iter().enumerate().map(|(row, word)| label(row, word, classes)).collect()
+}
+
+/// Joins the three components of `rows` confident labels, sent by servers 0, 1, 2: `None` for a row
+/// without consensus.
+///
+/// # Errors
+/// As [`open_labels`].
+pub fn open_confident_labels(
+    parts: &[ReleasedComponents; 3],
+    rows: usize,
+    classes: usize,
+) -> Result<Vec<Option<usize>>, OpeningError> {
+    let words = open_words(parts, rows)?.into_iter().enumerate();
+    words.map(|(row, word)| (word != NO_CONSENSUS).then(|| label(row, word, classes)).transpose()).collect()
+}
+
+/// One word of two bytes for each row.
+fn open_words(parts: &[ReleasedComponents; 3], rows: usize) -> Result<Vec<u16>, OpeningError> {
     let components = compared(parts, 2 * rows)?;
-    let digits =
+    let word =
         |component: &[u8], row: usize| u16::from_le_bytes([component[2 * row], component[2 * row + 1]]);
-    (0..rows)
-        .map(|row| {
-            let label = components.iter().fold(0, |label, component| label ^ digits(component, row));
-            let label = usize::from(label);
-            if label < classes { Ok(label) } else { Err(OpeningError::LabelOutOfRange { row, classes }) }
-        })
-        .collect()
+    let joined = |row| components.iter().fold(0, |joined, component| joined ^ word(component, row));
+    Ok((0..rows).map(joined).collect())
+}
+
+fn label(row: usize, word: u16, classes: usize) -> Result<usize, OpeningError> {
+    let label = usize::from(word);
+    if label < classes { Ok(label) } else { Err(OpeningError::LabelOutOfRange { row, classes }) }
 }

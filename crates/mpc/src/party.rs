@@ -4,6 +4,7 @@ use concilium_ring::Element;
 use thiserror::Error;
 
 use crate::channel::{Address, Channel, ChannelError, Neighbour, Protocol, Step};
+use crate::progress::{Progress, Stage};
 use crate::prss::{PairwiseKeys, Prss};
 
 /// Messages are cut so that no record is longer than this.
@@ -29,6 +30,14 @@ pub enum MpcError {
         expected: usize,
         /// Length received, in bytes.
         received: usize,
+    },
+    /// Two servers sent different copies of one component.
+    #[error(
+        "the two other servers sent different copies of the same component in {step}: one of the three is faulty"
+    )]
+    Inconsistent {
+        /// Where.
+        step: Step,
     },
 }
 
@@ -101,6 +110,7 @@ pub struct Party<C> {
     index: PartyIndex,
     session: u64,
     sequence: u32,
+    stage: Stage,
     pub(crate) prss: Prss,
     channel: C,
     traffic: Traffic,
@@ -116,6 +126,7 @@ impl<C: Channel> Party<C> {
             index,
             session,
             sequence: 0,
+            stage: Stage::Opening,
             prss: Prss::new(keys, session),
             channel,
             traffic: Traffic::default(),
@@ -133,9 +144,27 @@ impl<C: Channel> Party<C> {
         &self.traffic
     }
 
+    /// Says which part of the evaluation comes next, for those who watch: see
+    /// [`Channel::note_progress`].
+    pub fn enter(&mut self, stage: Stage) {
+        self.stage = stage;
+        self.note_progress();
+    }
+
+    fn note_progress(&mut self) {
+        self.channel.note_progress(Progress { stage: self.stage, round: self.traffic.rounds });
+    }
+
     /// Ends the session and gives the channel back.
     pub fn into_channel(self) -> C {
         self.channel
+    }
+
+    /// Interrupts the session and gives the channel back: the servers have something else to agree
+    /// on over the same links before they go on.
+    pub fn pause(self) -> (Paused, C) {
+        let Party { index, session, sequence, stage, prss, channel, traffic, depths } = self;
+        (Paused(Party { index, session, sequence, stage, prss, channel: (), traffic, depths }), channel)
     }
 
     pub(crate) fn seat(&self, dealer: PartyIndex) -> Seat {
@@ -163,6 +192,7 @@ impl<C: Channel> Party<C> {
         self.traffic.rounds = self.depths.into_iter().max().unwrap_or(0);
         let step = Step { sequence: self.sequence, protocol };
         self.sequence += 1;
+        self.note_progress();
         step
     }
 
@@ -213,6 +243,17 @@ impl<C: Channel> Party<C> {
         let next = self.prss.next.elements::<E>(step, stream, count);
         share.iter_mut().zip(next).for_each(|(mine, other)| *mine -= other);
         share
+    }
+}
+
+/// A session that was interrupted. It goes on where it was, so that no step repeats.
+pub struct Paused(Party<()>);
+
+impl Paused {
+    /// Goes on over `channel`, which leads to the same two servers.
+    pub fn resume<C: Channel>(self, channel: C) -> Party<C> {
+        let Party { index, session, sequence, stage, prss, channel: (), traffic, depths } = self.0;
+        Party { index, session, sequence, stage, prss, channel, traffic, depths }
     }
 }
 

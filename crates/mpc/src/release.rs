@@ -1,9 +1,10 @@
 //! What may be released: aggregates after every server has injected its noise share, and nothing
 //! else.
 //!
-//! The types carry the rule. An [`Aggregate`] is a sum of votes; all that can be done with it is
-//! [`Aggregate::inject`], which gives a [`Noised`] value. Only `Noised` has components that leave
-//! the server. Anything computed from a `Noised` value is post-processing and stays `Noised`.
+//! The types carry the rule. An [`Aggregate`] is a sum of votes; it becomes a [`Noised`] value by
+//! [`Aggregate::inject`], or is computed with as [`Counts`](crate::consensus::Counts), which lead
+//! back to aggregates. Only `Noised` has components that leave the server. Anything computed from a
+//! `Noised` value is post-processing and stays `Noised`.
 
 use concilium_ring::Element;
 
@@ -40,11 +41,24 @@ pub(crate) const INJECT_MESSAGES: [(usize, usize); 3] = [(0, 2), (1, 0), (2, 1)]
 /// ```
 pub struct Aggregate<E: Element> {
     terms: AdditiveShare<E>,
+    largest: u64,
 }
 
 impl<E: Element> Aggregate<E> {
-    pub(crate) fn new(terms: AdditiveShare<E>) -> Self {
-        Aggregate { terms }
+    /// Sums of which the way they were made guarantees that they lie from 0 to `largest`, whatever
+    /// the owners put in.
+    pub(crate) fn new(terms: AdditiveShare<E>, largest: u64) -> Self {
+        Aggregate { terms, largest }
+    }
+
+    /// The largest value that an element can have.
+    pub(crate) fn largest(&self) -> u64 {
+        self.largest
+    }
+
+    /// This server's terms, row-major.
+    pub(crate) fn terms(&self) -> &[E] {
+        self.terms.0.as_slice().expect("additive shares are kept in standard layout")
     }
 
     /// Rows and columns.
@@ -55,9 +69,10 @@ impl<E: Element> Aggregate<E> {
     /// Adds this server's noise share, `noise[r * columns + c]` for element (r, c), and reshares.
     ///
     /// Server i sends z_i + e_i + (its term of zero) to server i - 1, which is component i of the
-    /// noised sum: noise enters in the same message as the resharing, so there is no moment at
-    /// which a replicated sharing of the un-noised sum exists. The receivers see uniform elements,
-    /// hence a corrupted server's noise is independent of the honest ones'.
+    /// noised sum: noise enters in the same message as the resharing. The receivers see uniform
+    /// elements, hence a corrupted server's noise is independent of the honest ones'. That also
+    /// holds where a neighbour knows this server's term, as with
+    /// [`Counts`](crate::consensus::Counts): the term of zero hides the noise from it.
     ///
     /// One round, one element from every server for each sum. Semi-honest, one corruption, perfect.
     ///
@@ -75,8 +90,7 @@ impl<E: Element> Aggregate<E> {
         assert_eq!(noise.len(), shape.0 * shape.1, "one noise value is needed for each element");
         let step = party.begin(Protocol::NoiseInjection, PartyIndex::ALL[0], &INJECT_MESSAGES);
         let mut own = party.zero_share::<E>(step, 0, noise.len());
-        let terms = self.terms.0.as_slice().expect("additive shares are kept in standard layout");
-        for ((value, &term), &noise) in own.iter_mut().zip(terms).zip(noise) {
+        for ((value, &term), &noise) in own.iter_mut().zip(self.terms()).zip(noise) {
             *value += term + E::from_signed(noise);
         }
         party.send(Neighbour::Previous, step, &own)?;
@@ -86,7 +100,7 @@ impl<E: Element> Aggregate<E> {
 }
 
 /// A sharing that every server's noise share is part of: the only kind of value that is released.
-pub struct Noised<T>(T);
+pub struct Noised<T>(pub(crate) T);
 
 impl<E: Element> Noised<Shares<E>> {
     /// Rows and columns.
@@ -126,6 +140,9 @@ impl<E: Element> Noised<Shares<E>> {
     }
 }
 
+/// Stands for a row without consensus in the place of a label. A task has fewer classes.
+pub const NO_CONSENSUS: u16 = u16::MAX;
+
 /// Boolean shares of one class index for each row.
 pub struct LabelShares {
     own: Vec<u16>,
@@ -153,6 +170,30 @@ impl LabelShares {
 }
 
 impl Noised<LabelShares> {
+    /// Puts labels in the places of the rows that `passed`, and the public [`NO_CONSENSUS`] in those
+    /// of the others. `None` where no row passed. Local.
+    ///
+    /// # Panics
+    /// If there is not one label for each row that passed.
+    pub fn spread(labels: Option<Self>, holder: PartyIndex, passed: &[bool]) -> Self {
+        let found = labels.as_ref().map_or(0, Self::rows);
+        assert_eq!(found, passed.iter().filter(|&&passed| passed).count(), "one label is due for each row");
+        // Component 0 is the marker, the others are zero.
+        let [own, next] = match holder.number() {
+            0 => [NO_CONSENSUS, 0],
+            1 => [0, 0],
+            _ => [0, NO_CONSENSUS],
+        };
+        let mut spread = LabelShares { own: vec![own; passed.len()], next: vec![next; passed.len()] };
+        let rows = passed.iter().enumerate().filter_map(|(row, &passed)| passed.then_some(row));
+        if let Some(Noised(labels)) = &labels {
+            for (place, row) in rows.enumerate() {
+                (spread.own[row], spread.next[row]) = (labels.own[place], labels.next[place]);
+            }
+        }
+        Noised(spread)
+    }
+
     /// The number of rows.
     pub fn rows(&self) -> usize {
         self.0.own.len()

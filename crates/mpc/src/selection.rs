@@ -98,8 +98,8 @@ fn looked_up<E: Element>(table: &[E], v: &[E], d: impl Fn(usize) -> u64, first: 
         .collect()
 }
 
-/// Masks the terms, exchanges them with the other evaluator and adds both up.
-fn exchange_terms<E: Element, C: Channel>(
+/// Masks the terms, exchanges them with the other evaluator and adds both up: component h + 2.
+pub(crate) fn exchange_terms<E: Element, C: Channel>(
     party: &mut Party<C>,
     other: Neighbour,
     step: crate::channel::Step,

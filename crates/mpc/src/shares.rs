@@ -63,6 +63,11 @@ impl<E: Element> Shares<E> {
         self.next.as_slice().expect("shares are kept in standard layout")
     }
 
+    /// Shares of a linear function of the matrix, which is applied to each component.
+    pub(crate) fn linear(&self, function: impl Fn(ArrayView2<'_, E>) -> Array2<E>) -> Self {
+        Shares::new(function(self.own()), function(self.next()))
+    }
+
     /// The chosen ranges of columns side by side, as shares of their own.
     ///
     /// # Panics
@@ -102,6 +107,16 @@ impl<E: Element> Shares<E> {
             1 => Shares { own: zero(), next: zero() },
             _ => Shares { own: zero(), next: public },
         }
+    }
+
+    /// Adds a public number to every element: to component 0, at both of its holders.
+    pub(crate) fn add_public(&mut self, holder: PartyIndex, value: E) {
+        let component = match holder.number() {
+            0 => &mut self.own,
+            2 => &mut self.next,
+            _ => return,
+        };
+        component.iter_mut().for_each(|element| *element += value);
     }
 
     /// Shares of a matrix built from linear combinations of columns: column `c` of the result is

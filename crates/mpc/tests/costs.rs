@@ -7,9 +7,12 @@ use concilium_mpc::cost::{self, Cost};
 use concilium_mpc::linear::rescale;
 use concilium_mpc::local::{LocalChannel, run, share, share_bits};
 use concilium_mpc::shares::AdditiveShare;
-use concilium_mpc::{Party, PartyIndex, Shares, Traffic, comparison, conversion, selection, votes};
+use concilium_mpc::{
+    Party, PartyIndex, Shares, Traffic, comparison, conversion, probability, product, selection, truncation,
+    votes,
+};
 use concilium_ring::Z64;
-use ndarray::Array2;
+use ndarray::{Array2, s};
 
 /// Runs `program` with `dealer` and returns its counted cost.
 fn counted(
@@ -79,6 +82,63 @@ fn counted_traffic_is_the_stated_cost() {
                 (before, party.traffic().clone())
             });
             assert_eq!(cost, cost::inject(count, 8));
+            let bits = share_bits(1, &vec![true; 3 * rows]);
+            let sums = |party: &mut Party<LocalChannel>| {
+                let bits = &bits[party.index().number()];
+                conversion::sum_bits::<Z64, _>(party, dealer, bits, 3, rows).expect("local")
+            };
+            let cost = counted(dealer, &values, |party, _| {
+                let sums = sums(party);
+                let before = party.traffic().clone();
+                sums.reshare(party).expect("local");
+                (before, party.traffic().clone())
+            });
+            assert_eq!(cost, cost::reshare(rows, 8));
+            let cost = counted(dealer, &values, |party, x| {
+                let winners = votes::one_hot_argmax(party, dealer, x, 32).expect("local");
+                let sums = conversion::sum_bits::<Z64, _>(party, dealer, &winners, 1, rows).expect("local");
+                let counts = sums.reshare(party).expect("local");
+                let before = party.traffic().clone();
+                counts.maximum(party, dealer).expect("local");
+                (before, party.traffic().clone())
+            });
+            let stated = cost::maximum(rows, classes, 1, 8);
+            assert_eq!(cost.bytes, stated.bytes);
+            // A chain of messages that began before may reach into the first round.
+            assert!([stated.rounds, stated.rounds - 1].contains(&cost.rounds), "{cost:?} {stated:?}");
+            let cost = counted(dealer, &values, |party, _| {
+                let noised = sums(party).inject(party, &vec![0; rows]).expect("local");
+                let decisions = noised.at_least(party, dealer, 2, 32).expect("local");
+                let before = party.traffic().clone();
+                decisions.open_among_servers(party).expect("local");
+                (before, party.traffic().clone())
+            });
+            assert_eq!(cost, cost::open_decisions(rows));
+            let cost = counted(dealer, &values, |party, x| {
+                let before = party.traffic().clone();
+                let row = Shares::new(
+                    x.own().slice(s![..1, ..]).to_owned(),
+                    x.next().slice(s![..1, ..]).to_owned(),
+                );
+                product::multiply_rows(party, x, &row).expect("local");
+                (before, party.traffic().clone())
+            });
+            assert_eq!(cost, cost::multiply(count, 8));
+            let cost = counted(dealer, &values, |party, x| {
+                let before = party.traffic().clone();
+                truncation::sum_truncated(party, dealer, x, 4, 1 << 59, 1, classes).expect("local");
+                (before, party.traffic().clone())
+            });
+            assert_eq!(cost, cost::sum_truncated(count));
+            for (window, score_bits) in [(32, 12), (18, 20), (40, 8)] {
+                let cost = counted(dealer, &values, |party, x| {
+                    let before = party.traffic().clone();
+                    probability::sum_of_probabilities(party, dealer, x, window, score_bits, 1, rows)
+                        .expect("local");
+                    (before, party.traffic().clone())
+                });
+                assert_eq!(cost, cost::probabilities(rows, classes, window, score_bits));
+            }
         }
     }
 }

@@ -6,6 +6,7 @@
 //! disk has it ([`ledger`]). Prices are integers in units of `1e-9` rho and always rounded up
 //! ([`mechanism`]); epsilon and delta are shown to people and decide nothing ([`convert`]).
 
+pub mod burn_down;
 pub mod clock;
 pub mod convert;
 mod decimal;
@@ -17,13 +18,22 @@ pub mod policy;
 pub mod twin;
 
 pub use self::{
+    burn_down::{BurnDown, Forecast, SpendingCurve},
     clock::{Clock, ManualClock, SystemClock},
+    convert::{explain, utility},
     ledger::{
-        Charge, ContentDigest, Ledger, LedgerError, LedgerHead, Lookup, RedbLedger, RequestId, RequestKey,
-        Reservation, ResultBytes, Spending, Total,
+        Attestation, Basis, Charge, ClientSpending, ContentDigest, EpochError, EpochRecord, Event, Fits,
+        Ledger, LedgerEntry, LedgerError, LedgerHead, LedgerStore, Lookup, Participant, PeerHead, RedbLedger,
+        RequestId, RequestKey, Reservation, ResultBytes, Settlement, Spending, Stop, StoredLedger, Total,
+        WindowState, beginning,
     },
-    mechanism::{Mechanism, MechanismError, Release, Sensitivity},
+    mechanism::{
+        MAX_MODELS_PER_OWNER, Mechanism, MechanismError, PROBABILITY_BITS, Release, Sensitivity, Threshold,
+    },
     noise::{NoiseError, NoisePool, NoiseShare, NoiseSource, OpenDpNoise},
     parameter::{Delta, NanoRho, NoiseScale, ParameterError},
-    policy::{Cap, PolicyError, Refusal, TaskPolicy},
+    policy::{
+        Cap, EpochBasis, EpochDeclaration, PolicyError, PrivacyUnit, Refusal, RowPrices, SpendingWindow,
+        TaskPolicy,
+    },
 };

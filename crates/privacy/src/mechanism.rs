@@ -1,7 +1,10 @@
 //! What is released, with which noise, and at which price.
 //!
-//! Neighbouring inputs differ in one owner's whole model. The servers compute each vote themselves,
-//! so a replaced model moves one vote from one bin to another, whatever the model is.
+//! The servers compute each vote themselves, so a replaced model moves one vote from one bin to
+//! another, whatever the model is. How many votes neighbouring inputs may move is the task's
+//! [privacy unit](crate::policy::PrivacyUnit).
+
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -27,6 +30,20 @@ pub const MINIMUM_SCALE: NoiseScale = NoiseScale::from_millionths(2_000_000);
 /// Largest sigma or scale, in votes. The noise of three servers then fits 64 bits with a margin
 /// that no draw reaches (2^20 standard deviations), and the time of a draw stays bounded.
 pub const MAXIMUM_SCALE: NoiseScale = NoiseScale::from_millionths((1 << 20) * 1_000_000);
+
+/// Largest sigma on the finest lattice that is drawn, 2^-16 of a vote, in units of that lattice. The
+/// margin of [`MAXIMUM_SCALE`] holds for it, too.
+pub(crate) const MAXIMUM_LATTICE_SIGMA: NoiseScale =
+    NoiseScale::from_millionths((1 << (20 + PROBABILITY_BITS)) * 1_000_000);
+
+/// Fractional bits of [`Release::MeanProbability`]: a model's vector is fixed point with this many,
+/// no entry is negative, and a row adds up to 2^16 at most. The servers enforce both after the last
+/// truncation, so in votes the sensitivity is exactly that of a histogram.
+pub const PROBABILITY_BITS: u32 = 16;
+
+/// Most models that one owner may share for a task. It keeps the price of a row, which grows with the
+/// square of the votes of one privacy unit, below rho 2.5e7.
+pub const MAX_MODELS_PER_OWNER: u32 = 10_000;
 
 /// A mechanism that policy does not allow.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -58,6 +75,12 @@ pub enum MechanismError {
         /// Bins asked for.
         bins: usize,
     },
+    /// Neighbouring inputs move no votes, or more than can be priced.
+    #[error("noise for {votes} votes that move cannot be priced; 1 to {MAX_MODELS_PER_OWNER} are supported")]
+    Votes {
+        /// Votes of one privacy unit.
+        votes: u32,
+    },
 }
 
 /// What a client gets for one query.
@@ -70,15 +93,48 @@ pub enum Release {
     Label,
     /// The noisy votes of every label.
     Histogram,
+    /// The label with the most noisy votes if the largest count and noise of its own reach the
+    /// task's [`Threshold`], and "no consensus" otherwise (Confident-GNMax, Papernot et al. 2018).
+    ConfidentLabel,
+    /// The noisy sum of the models' probability vectors, in units of 2^-[`PROBABILITY_BITS`] votes.
+    MeanProbability,
 }
 
 impl Release {
-    /// How far one replaced model moves the votes before noise.
-    pub const fn sensitivity(self) -> Sensitivity {
+    /// Its name in configuration files and messages.
+    pub const fn name(self) -> &'static str {
         match self {
-            Self::Label | Self::Histogram => Sensitivity::OF_ONE_VOTE,
+            Self::Label => "label",
+            Self::Histogram => "histogram",
+            Self::ConfidentLabel => "confident_label",
+            Self::MeanProbability => "mean_probability",
         }
     }
+}
+
+impl Release {
+    /// Fractional bits of the released numbers: one unit of them is `2^-fraction_bits` votes.
+    pub const fn fraction_bits(self) -> u32 {
+        match self {
+            Self::MeanProbability => PROBABILITY_BITS,
+            _ => 0,
+        }
+    }
+}
+
+impl fmt::Display for Release {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(self.name())
+    }
+}
+
+/// When [`Release::ConfidentLabel`] answers: the largest count with noise added is at least `votes`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Threshold {
+    /// Noisy votes that the most frequent label needs.
+    pub votes: u32,
+    /// Noise of the test, drawn apart from the noise of the answer.
+    pub mechanism: Mechanism,
 }
 
 /// How far neighbouring inputs can be apart.
@@ -93,7 +149,18 @@ pub struct Sensitivity {
 
 impl Sensitivity {
     /// One vote moves from one bin to another.
-    pub const OF_ONE_VOTE: Self = Self { changed_bins: 2, per_bin: 1 };
+    pub const OF_ONE_VOTE: Self = Self::of_votes(1);
+
+    /// `models` votes may move, all of them from one bin to another: the L1 norm is `2 models`, the
+    /// square of the L2 norm `2 models^2`. Moves that are spread over more bins are shorter in both.
+    pub const fn of_votes(models: u32) -> Self {
+        Self { changed_bins: 2, per_bin: models }
+    }
+
+    /// The largest count, when `models` votes may move: it changes by `models` at most.
+    pub const fn of_largest_count(models: u32) -> Self {
+        Self { changed_bins: 1, per_bin: models }
+    }
 
     /// L1 norm of the largest difference, in votes.
     pub const fn l1(self) -> u64 {
@@ -130,6 +197,19 @@ impl Mechanism {
     /// # Errors
     /// [`MechanismError::TooSmall`] or [`MechanismError::TooLarge`].
     pub fn validate(self) -> Result<(), MechanismError> {
+        self.validate_up_to(MAXIMUM_SCALE)
+    }
+
+    /// As [`Self::validate`], for noise in units of a lattice that may be finer than one vote. Only
+    /// the Gaussian has a higher ceiling there: the work of a Laplace draw grows with its scale.
+    pub(crate) fn validate_on_lattice(self) -> Result<(), MechanismError> {
+        self.validate_up_to(match self {
+            Self::DiscreteGaussian { .. } => MAXIMUM_LATTICE_SIGMA,
+            Self::DiscreteLaplace { .. } => MAXIMUM_SCALE,
+        })
+    }
+
+    fn validate_up_to(self, ceiling: NoiseScale) -> Result<(), MechanismError> {
         let (parameter, value, floor) = match self {
             Self::DiscreteGaussian { sigma } => ("sigma", sigma, MINIMUM_SIGMA),
             Self::DiscreteLaplace { scale } => ("scale", scale, MINIMUM_SCALE),
@@ -137,14 +217,38 @@ impl Mechanism {
         if value < floor {
             return Err(MechanismError::TooSmall { parameter, value, floor });
         }
-        if value > MAXIMUM_SCALE {
-            return Err(MechanismError::TooLarge { parameter, value, ceiling: MAXIMUM_SCALE });
+        if value > ceiling {
+            return Err(MechanismError::TooLarge { parameter, value, ceiling });
         }
         Ok(())
     }
 
-    /// Price of one released row of `bins` bins, against one corrupted server that pools what it
-    /// knows with clients and owners. Integer arithmetic, rounded up.
+    /// The same noise in units of `2^-fraction_bits` votes. What it guarantees for a sensitivity in
+    /// votes is the same; the term for the lattice is smaller, so the price in votes covers it.
+    ///
+    /// A width that does not fit becomes the largest that can be written, which no sampler takes.
+    #[must_use]
+    pub const fn on_lattice(self, fraction_bits: u32) -> Self {
+        const fn widened(scale: NoiseScale, fraction_bits: u32) -> NoiseScale {
+            let wide = (scale.millionths() as u128).checked_shl(fraction_bits);
+            match wide {
+                Some(wide) if fraction_bits < 64 && wide <= u64::MAX as u128 => {
+                    NoiseScale::from_millionths(wide as u64)
+                }
+                _ => NoiseScale::from_millionths(u64::MAX),
+            }
+        }
+        match self {
+            Self::DiscreteGaussian { sigma } => {
+                Self::DiscreteGaussian { sigma: widened(sigma, fraction_bits) }
+            }
+            Self::DiscreteLaplace { scale } => Self::DiscreteLaplace { scale: widened(scale, fraction_bits) },
+        }
+    }
+
+    /// Price of one released row of `bins` bins that neighbouring inputs move by `sensitivity` at
+    /// most, against one corrupted server that pools what it knows with clients and owners. Integer
+    /// arithmetic, rounded up.
     ///
     /// * Discrete Gaussian: `D2^2 / (2 sigma^2) + tau bins / 4` with
     ///   `tau = 10 exp(-pi^2 sigma^2 / 2)`. The unknown noise is the sum of two discrete Gaussians
@@ -157,13 +261,16 @@ impl Mechanism {
     ///   `2 / b` instead would give twice as much.
     ///
     /// # Errors
-    /// [`MechanismError`] for a mechanism or a number of bins that is not supported.
-    pub fn cost(self, release: Release, bins: usize) -> Result<NanoRho, MechanismError> {
+    /// [`MechanismError`] for a mechanism, a number of bins or a number of votes that is not
+    /// supported.
+    pub fn cost(self, sensitivity: Sensitivity, bins: usize) -> Result<NanoRho, MechanismError> {
         self.validate()?;
         if !(1..=MAX_BINS).contains(&bins) {
             return Err(MechanismError::Bins { bins });
         }
-        let sensitivity = release.sensitivity();
+        if !(1..=MAX_MODELS_PER_OWNER).contains(&sensitivity.per_bin) || sensitivity.changed_bins > 2 {
+            return Err(MechanismError::Votes { votes: sensitivity.per_bin });
+        }
         let atto_rho = match self {
             Self::DiscreteGaussian { sigma } => {
                 half_squared_ratio(sensitivity.l2_squared(), sigma) + lattice_term(sigma, bins)
@@ -172,7 +279,7 @@ impl Mechanism {
             Self::DiscreteLaplace { scale } => half_squared_ratio(sensitivity.l2_squared(), scale),
         };
         let nano_rho = u64::try_from(atto_rho.div_ceil(ATTO_PER_NANO))
-            .expect("the floors bound a row's price to 0.25 rho for each vote that moves");
+            .expect("the floors and the most votes bound a row's price to rho 2.5e7");
         Ok(NanoRho::new(nano_rho))
     }
 }
@@ -267,7 +374,7 @@ mod tests {
     #[test]
     fn known_prices() {
         let price = |mechanism: Mechanism, bins| {
-            mechanism.cost(Release::Label, bins).expect("allowed mechanism").units()
+            mechanism.cost(Sensitivity::OF_ONE_VOTE, bins).expect("allowed mechanism").units()
         };
         // tau = 2.6753e-8, times 10 / 4 = 66.9 nano-rho.
         assert_eq!(price(gaussian("2"), 10), 250_000_067);
@@ -289,11 +396,45 @@ mod tests {
             let mut last = NanoRho::new(u64::MAX);
             for tenths in 20..2_000_u64 {
                 let text = format!("{}.{}", tenths / 10, tenths % 10);
-                let cost = make(&text).cost(Release::Histogram, 10).expect("allowed mechanism");
+                let cost = make(&text).cost(Sensitivity::OF_ONE_VOTE, 10).expect("allowed mechanism");
                 assert!(cost <= last, "{text}");
                 last = cost;
             }
         }
+    }
+
+    /// The price of `k` votes is that of one vote times `k^2`, but for the lattice term, which does not
+    /// depend on the votes, and the rounding.
+    #[test]
+    fn votes_of_one_unit_count_squared() {
+        for k in [1_u64, 2, 10, 100, 10_000] {
+            let votes = u32::try_from(k).expect("few");
+            let price =
+                |mechanism: Mechanism, sensitivity| mechanism.cost(sensitivity, 10).expect("allowed").units();
+            let row = price(gaussian("2"), Sensitivity::of_votes(votes));
+            assert_eq!(row, k * k * 250_000_000 + 67);
+            assert_eq!(price(laplace("2"), Sensitivity::of_votes(votes)), k * k * 250_000_000);
+            // One count: half the square, and the lattice term is paid for all bins that are drawn.
+            let largest = gaussian("2").cost(Sensitivity::of_largest_count(votes), 1).expect("allowed");
+            assert_eq!(largest.units(), k * k * 125_000_000 + 7);
+        }
+        for votes in [0, MAX_MODELS_PER_OWNER + 1, u32::MAX] {
+            let refused = gaussian("2").cost(Sensitivity::of_votes(votes), 10);
+            assert_eq!(refused, Err(MechanismError::Votes { votes }));
+        }
+    }
+
+    #[test]
+    fn a_lattice_scales_the_noise_and_never_wraps() {
+        assert_eq!(gaussian("2.5").on_lattice(PROBABILITY_BITS), gaussian("163840"));
+        assert_eq!(laplace("3").on_lattice(2), laplace("12"));
+        let widest = gaussian("1048576").on_lattice(PROBABILITY_BITS);
+        assert_eq!(widest, Mechanism::DiscreteGaussian { sigma: MAXIMUM_LATTICE_SIGMA });
+        assert!(widest.validate_on_lattice().is_ok() && widest.validate().is_err());
+        for bits in [17, 63, 64, 128, u32::MAX] {
+            assert!(gaussian("1048576").on_lattice(bits).validate_on_lattice().is_err(), "{bits} bits");
+        }
+        assert!(laplace("3").on_lattice(30).validate_on_lattice().is_err());
     }
 
     #[test]
@@ -306,11 +447,14 @@ mod tests {
                 floor: MINIMUM_SIGMA,
             })
         );
-        assert!(gaussian("0").cost(Release::Label, 10).is_err());
+        assert!(gaussian("0").cost(Sensitivity::OF_ONE_VOTE, 10).is_err());
         assert!(laplace("1.9").validate().is_err());
         assert!(laplace("1048576.000001").validate().is_err());
         for bins in [0, MAX_BINS + 1, usize::MAX] {
-            assert_eq!(gaussian("2").cost(Release::Label, bins), Err(MechanismError::Bins { bins }));
+            assert_eq!(
+                gaussian("2").cost(Sensitivity::OF_ONE_VOTE, bins),
+                Err(MechanismError::Bins { bins })
+            );
         }
     }
 }

@@ -94,7 +94,7 @@ macro_rules! decimal_type {
 
 /// Width of a noise distribution in votes, exact to one millionth: sigma of a discrete Gaussian or
 /// scale of a discrete Laplace.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct NoiseScale(u64);
 
 decimal_type!(NoiseScale, "noise scale", 6);

@@ -16,7 +16,7 @@ use rand::Rng;
 
 use crate::{
     mechanism::{Mechanism, MechanismError},
-    noise::{NoiseError, NoiseShare, NoiseSource, Primitives, ShareSampler},
+    noise::{self, NoiseError, NoiseShare, NoiseSource, Primitives, ShareSampler},
     parameter::NoiseScale,
 };
 
@@ -60,6 +60,16 @@ pub fn discrete_gaussian<R: Rng>(sigma: NoiseScale, randomness: R) -> Result<i64
 pub fn discrete_laplace<R: Rng>(scale: NoiseScale, randomness: R) -> Result<i64, NoiseError> {
     let value = Seeded(randomness).discrete_laplace(&rational(scale))?;
     i64::try_from(value).map_err(|_| NoiseError::OutOfRange)
+}
+
+/// An integer with `P(k) = C(k - 1/2, k) q^k (1 - q)^(1/2)` for `k >= 0` and `q = exp(-1 / scale)`: the
+/// negative binomial NB(1/2, q), of which a share of discrete Laplace noise is the difference of two.
+///
+/// # Errors
+/// [`NoiseError::OutOfRange`] when the value does not fit, which only a scale near 2^63 makes
+/// likely.
+pub fn half_negative_binomial<R: Rng>(scale: NoiseScale, randomness: R) -> Result<i64, NoiseError> {
+    noise::half_negative_binomial(&mut Seeded(randomness), &rational(scale))
 }
 
 fn rational(scale: NoiseScale) -> RBig {

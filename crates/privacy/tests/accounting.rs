@@ -3,19 +3,10 @@
 mod support;
 
 use concilium_privacy::{
-    Delta, Mechanism, NanoRho, Release,
+    Delta, Mechanism, NanoRho, Sensitivity,
     convert::{self, Guarantee},
 };
-use opendp::{
-    core::Measurement,
-    domains::{AtomDomain, VectorDomain},
-    measurements::{make_gaussian, make_laplace},
-    measures::{MaxDivergence, ZeroConcentratedDivergence},
-    metrics::{L1Distance, L2Distance},
-};
-use support::{shared_file, statistics::Pmf};
-
-type Rows = VectorDomain<AtomDomain<i64>>;
+use support::statistics::Pmf;
 
 fn gaussian(sigma: &str) -> Mechanism {
     Mechanism::DiscreteGaussian { sigma: sigma.parse().expect("a number") }
@@ -26,57 +17,11 @@ fn laplace(scale: &str) -> Mechanism {
 }
 
 fn price(mechanism: Mechanism, bins: usize) -> NanoRho {
-    let label = mechanism.cost(Release::Label, bins).expect("allowed");
-    let histogram = mechanism.cost(Release::Histogram, bins).expect("allowed");
-    assert_eq!(label, histogram, "a label is computed from the noisy histogram");
-    label
+    mechanism.cost(Sensitivity::OF_ONE_VOTE, bins).expect("allowed")
 }
 
 fn delta(text: &str) -> Delta {
     text.parse().expect("a number")
-}
-
-/// What two servers' sum costs beyond a discrete Gaussian, in rho.
-fn lattice_term(sigma: f64, bins: usize) -> f64 {
-    let tau = 10.0 * (-std::f64::consts::PI.powi(2) * sigma * sigma / 2.0).exp();
-    tau * bins as f64 / 4.0
-}
-
-#[test]
-fn prices_are_at_least_those_of_opendp_and_hardly_more() {
-    for (sigma, bins) in
-        [("2", 10), ("2.5", 2), ("3", 10), ("5", 100), ("7.123456", 10), ("20", 10), ("40", 10), ("1000", 1)]
-    {
-        let width: f64 = sigma.parse().expect("a number");
-        let domain = VectorDomain::new(AtomDomain::<i64>::default()).with_size(bins);
-        let measurement: Measurement<Rows, L2Distance<f64>, ZeroConcentratedDivergence, Vec<i64>> =
-            make_gaussian(domain, L2Distance::default(), width, None).expect("a measurement");
-        let theirs = measurement.map(&std::f64::consts::SQRT_2).expect("a loss");
-        let ours = convert::rho(price(gaussian(sigma), bins));
-        let surplus = ours - theirs - lattice_term(width, bins);
-        assert!(ours >= theirs * (1.0 - 1e-12), "sigma {sigma}: {ours} < {theirs}");
-        assert!(surplus <= 1.000_1e-9, "sigma {sigma}: {surplus} too much");
-    }
-}
-
-#[test]
-fn laplace_is_priced_by_the_bins_that_move() {
-    for scale in ["2", "5", "7.25", "20", "40"] {
-        let width: f64 = scale.parse().expect("a number");
-        let domain = VectorDomain::new(AtomDomain::<i64>::default()).with_size(10);
-        let measurement: Measurement<Rows, L1Distance<i64>, MaxDivergence, Vec<i64>> =
-            make_laplace(domain, L1Distance::default(), width, None).expect("a measurement");
-        let whole_row = measurement.map(&2).expect("a loss");
-        let one_bin = measurement.map(&1).expect("a loss");
-        let pure = convert::pure_epsilon(laplace(scale), 1).expect("pure");
-        assert!((pure - whole_row).abs() < 1e-12 * whole_row);
-
-        let theirs = 2.0 * one_bin * one_bin / 2.0;
-        let ours = convert::rho(price(laplace(scale), 10));
-        assert!(ours >= theirs * (1.0 - 1e-12), "scale {scale}");
-        assert!(ours - theirs <= 1.000_1e-9, "scale {scale}");
-    }
-    assert_eq!(convert::pure_epsilon(gaussian("5"), 1), None);
 }
 
 /// Renyi divergence of order `order` between a noise distribution and itself moved by one, times the
@@ -143,6 +88,36 @@ fn epsilon_of_known_budgets() {
     }
 }
 
+/// Rows of the same table for the exact values, six digits; the continuous-Laplace value 11.35 of
+/// another accountant is not one of them.
+#[test]
+fn exact_values_of_known_mechanisms() {
+    for (rho, expected) in [("0.04", 1.06079), ("0.4", 3.84861), ("4", 15.4562)] {
+        let epsilon = convert::gaussian_epsilon(rho.parse().expect("a number"), delta("1e-5"));
+        let epsilon = epsilon.expect("finite");
+        assert!((epsilon / expected - 1.0).abs() < 1e-5, "rho {rho}: {epsilon}, not {expected}");
+    }
+    for (scale, rows, expected, tolerance) in
+        [("5", 1, 0.4, 1e-3), ("5", 10, 3.525, 2e-4), ("20", 1000, 11.47, 5e-4), ("40", 10000, 20.67, 5e-4)]
+    {
+        let scale = scale.parse().expect("a number");
+        let epsilon = convert::laplace_epsilon(scale, rows, delta("1e-5")).expect("finite");
+        assert!((epsilon / expected - 1.0).abs() < tolerance, "b {scale}, {rows} rows: {epsilon}");
+        let wrong = convert::laplace_epsilon(scale, rows + rows.div_ceil(10), delta("1e-5")).expect("finite");
+        assert!((wrong / expected - 1.0).abs() > tolerance, "a tenth more rows go unnoticed");
+    }
+    assert_eq!(convert::gaussian_epsilon(NanoRho::ZERO, delta("1e-5")), Ok(0.0));
+    for unsound in ["0", "1"] {
+        assert!(convert::gaussian_epsilon(NanoRho::new(1), delta(unsound)).is_err());
+        let scale = "5".parse().expect("a number");
+        assert!(convert::laplace_epsilon(scale, 1, delta(unsound)).is_err());
+    }
+    // Far beyond use, still finite and below the bound.
+    let huge = NanoRho::new(1_000_000_000_000_000);
+    let epsilon = convert::gaussian_epsilon(huge, delta("1e-5")).expect("finite");
+    assert!(epsilon > 9e5 && epsilon <= convert::epsilon(huge, delta("1e-5")).expect("finite"));
+}
+
 #[test]
 fn edges_of_the_conversion() {
     let some = NanoRho::new(1_000);
@@ -169,56 +144,124 @@ fn standard_deviations_match_the_distributions() {
         (laplace("20"), Pmf::discrete_laplace(20.0)),
     ] {
         let guaranteed = convert::guaranteed_standard_deviation(mechanism);
-        assert!((guaranteed / two.variance().sqrt() - 1.0).abs() < 1e-9);
+        assert!((guaranteed / two.mean_square().sqrt() - 1.0).abs() < 1e-9);
         let actual = convert::actual_standard_deviation(mechanism);
         assert!((actual / guaranteed - 1.224_744_871).abs() < 1e-9);
     }
 }
 
-/// Every row of the table that another accountant made, when it is at hand.
-#[test]
-fn reference_table() {
-    let Some(path) = shared_file("reference/dp_reference.csv") else { return };
-    let mut reader = csv::Reader::from_path(path).expect("a readable table");
-    let headers = reader.headers().expect("a header").clone();
-    let column = |name| headers.iter().position(|header| header == name).expect("a known column");
-    let (mechanism, scale, k, delta_column, rho, optimal, discrete, two_bins) = (
-        column("mechanism"),
-        column("scale"),
-        column("k"),
-        column("delta"),
-        column("rho"),
-        column("eps_zcdp_opt"),
-        column("eps_pld_discrete"),
-        column("rho_2coord"),
-    );
-    let mut rows = 0;
-    for record in reader.records() {
-        let record = record.expect("a row");
-        let number = |index: usize| record[index].parse::<f64>().expect("a number");
-        let queries = record[k].parse::<u64>().expect("a count");
-        let delta = delta(&record[delta_column]);
-        let epsilon = |rho: f64| {
-            let text = format!("{rho:.9}");
-            convert::epsilon(text.parse().expect("a number"), delta).expect("finite")
-        };
-        let close = |a: f64, b: f64| (a / b - 1.0).abs() < 1e-5;
-        assert!(close(epsilon(number(rho)), number(optimal)), "{record:?}");
+/// One row of the table that another accountant made; what it does not have is empty.
+#[derive(Clone, Debug, serde::Deserialize)]
+struct Reference {
+    mechanism: String,
+    scale: String,
+    k: u32,
+    delta: String,
+    rho: f64,
+    eps_pure: Option<f64>,
+    eps_zcdp_opt: f64,
+    eps_pld_discrete: f64,
+    rho_2coord: Option<f64>,
+    eps_exact: Option<f64>,
+}
 
-        // What is charged for k rows of ten bins: the reference, rounded up once per row.
-        let (kind, reference) = match &record[mechanism] {
-            "gaussian" => (gaussian(&record[scale]), number(rho)),
-            "laplace" => (laplace(&record[scale]), number(two_bins)),
-            other => panic!("unknown mechanism {other}"),
-        };
-        let charged = price(kind, 10).checked_mul(queries).expect("below the limit");
-        let surplus = convert::rho(charged) - reference;
-        assert!(surplus >= -1e-12 * reference, "{record:?}");
-        assert!(surplus <= queries as f64 * 1.000_1e-9, "{record:?}: {surplus}");
-        // The exact loss of the discrete mechanism is never above what the charge is shown as.
-        let shown = convert::epsilon(charged, delta).expect("finite");
-        assert!(shown >= number(discrete), "{record:?}: {shown}");
-        rows += 1;
+/// `tests/dp_reference.csv`: epsilon of k rows of noise, by a privacy loss distribution library and by
+/// closed forms, in six digits.
+fn reference_table() -> Vec<Reference> {
+    let table = include_bytes!("dp_reference.csv");
+    csv::Reader::from_reader(&table[..]).deserialize().collect::<Result<_, _>>().expect("a readable table")
+}
+
+/// Compares what is computed and charged here with a row of the table.
+fn compare(row: &Reference) -> Result<(), String> {
+    let close = |what: &str, ours: f64, theirs: f64| {
+        let apart = (ours / theirs - 1.0).abs();
+        if apart < 1e-5 { Ok(()) } else { Err(format!("{what} is {ours} here, {theirs} there")) }
+    };
+    let check = |holds: bool, what: &str| if holds { Ok(()) } else { Err(what.to_owned()) };
+    let delta = delta(&row.delta);
+    let loss: NanoRho = format!("{:.9}", row.rho).parse().expect("a number");
+    close("epsilon", convert::epsilon(loss, delta).expect("finite"), row.eps_zcdp_opt)?;
+
+    // What is charged for k rows of ten bins: the reference, rounded up once per row.
+    let (kind, reference) = match &*row.mechanism {
+        "gaussian" => (gaussian(&row.scale), row.rho),
+        "laplace" => (laplace(&row.scale), row.rho_2coord.ok_or("rho_2coord is missing")?),
+        other => return Err(format!("unknown mechanism {other}")),
+    };
+    let charged = price(kind, 10).checked_mul(row.k.into()).expect("below the limit");
+    let surplus = convert::rho(charged) - reference;
+    check(surplus >= -1e-12 * reference, "the charge is below the reference")?;
+    check(surplus <= f64::from(row.k) * 1.000_1e-9, "the charge is above the reference")?;
+    // The exact loss of the discrete mechanism is never above what the charge is shown as.
+    let shown = convert::epsilon(charged, delta).expect("finite");
+    check(shown >= row.eps_pld_discrete, "the epsilon shown is below the exact one")?;
+    // The exact values, computed here and there.
+    let exact = match kind {
+        Mechanism::DiscreteLaplace { scale } => {
+            let ours = convert::laplace_epsilon(scale, row.k, delta).expect("finite");
+            close("exact epsilon", ours, row.eps_pld_discrete)?;
+            let pure = convert::pure_epsilon(kind, row.k).ok_or("no pure epsilon here")?;
+            close("pure epsilon", pure, row.eps_pure.ok_or("eps_pure is missing")?)?;
+            ours
+        }
+        _ => {
+            let ours = convert::gaussian_epsilon(loss, delta).expect("finite");
+            close("exact epsilon", ours, row.eps_exact.ok_or("eps_exact is missing")?)?;
+            check(convert::pure_epsilon(kind, row.k).is_none(), "a pure epsilon of a Gaussian")?;
+            ours
+        }
+    };
+    check(exact <= shown, "the exact epsilon is above the bound")
+}
+
+#[test]
+fn every_row_of_the_reference_table_agrees() {
+    let table = reference_table();
+    for row in &table {
+        compare(row).unwrap_or_else(|problem| panic!("{row:?}: {problem}"));
     }
-    assert_eq!(rows, 35, "the table has lost rows");
+    for (mechanism, scales) in [("gaussian", &["5", "20", "40", "100"][..]), ("laplace", &["5", "20", "40"])]
+    {
+        for scale in scales {
+            let rows = table.iter().filter(|row| row.mechanism == mechanism && row.scale == *scale);
+            let counts: Vec<u32> = rows.map(|row| row.k).collect();
+            assert_eq!(counts, [1, 10, 100, 1_000, 10_000], "{mechanism} {scale}");
+        }
+    }
+    assert_eq!(table.len(), 35);
+}
+
+/// A number of the table that is off by one in ten thousand is noticed, in every row; a bound, once it is
+/// above what it bounds.
+#[test]
+fn a_reference_that_is_altered_is_noticed() {
+    type Alteration = fn(&mut Reference);
+    let everywhere: [(&str, Alteration); 4] = [
+        ("eps_zcdp_opt", |row| row.eps_zcdp_opt *= 1.0001),
+        ("eps_pld_discrete", |row| row.eps_pld_discrete *= 2.5),
+        ("k", |row| row.k += 1 + row.k / 1_000),
+        ("rho", |row| row.rho *= 1.001),
+    ];
+    let gaussian: [(&str, Alteration); 2] = [
+        ("eps_exact", |row| row.eps_exact = row.eps_exact.map(|epsilon| epsilon * 1.0001)),
+        ("scale", |row| row.scale += ".01"),
+    ];
+    let laplace: [(&str, Alteration); 4] = [
+        ("rho_2coord", |row| row.rho_2coord = row.rho_2coord.map(|rho| rho * 1.001)),
+        ("eps_pure", |row| row.eps_pure = row.eps_pure.map(|epsilon| epsilon * 1.0001)),
+        ("eps_pld_discrete", |row| row.eps_pld_discrete *= 1.0001),
+        ("scale", |row| row.scale += ".01"),
+    ];
+    let mut noticed = 0;
+    for row in reference_table() {
+        let own = if row.mechanism == "gaussian" { &gaussian[..] } else { &laplace[..] };
+        for (column, alter) in everywhere.iter().chain(own) {
+            let mut altered = row.clone();
+            alter(&mut altered);
+            assert!(compare(&altered).is_err(), "another {column} goes unnoticed: {altered:?}");
+            noticed += 1;
+        }
+    }
+    assert_eq!(noticed, 20 * 6 + 15 * 8);
 }

@@ -93,20 +93,27 @@ fn has_floating_point(code: &str) -> bool {
     point || code.contains("f64") || code.contains("f32")
 }
 
+/// Where numbers for people are: nothing there decides about a request.
+const INFORMATIONAL: &str = "convert";
+
 #[test]
 fn binary_fractions_stay_in_the_conversions_for_people() {
     assert!(has_floating_point(&bare_code("let x: f64 = y;")));
     assert!(has_floating_point(&bare_code("let x = 2.5;")));
     assert!(!has_floating_point(&bare_code("let x = pair.0; // 2.5\nlet y = \"2.5\";")));
 
-    let mut searched = 0;
+    let (mut searched, mut exempt) = (0, 0);
     let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).expect("a folder") {
             let path = entry.expect("an entry").path();
             if path.is_dir() {
-                folders.push(path);
-            } else if !path.ends_with("convert.rs") {
+                let informational = path.file_name().is_some_and(|name| name == INFORMATIONAL);
+                exempt += usize::from(informational);
+                if !informational {
+                    folders.push(path);
+                }
+            } else {
                 let source = fs::read_to_string(&path).expect("source text");
                 assert!(
                     !has_floating_point(&bare_code(&source)),
@@ -117,5 +124,6 @@ fn binary_fractions_stay_in_the_conversions_for_people() {
             }
         }
     }
-    assert!(searched > 10, "only {searched} files were searched");
+    assert_eq!(exempt, 1, "one folder is exempt");
+    assert!(searched >= 30, "only {searched} files were searched");
 }

@@ -9,24 +9,48 @@ use std::{
     process::{Command, Stdio},
 };
 
-use concilium_privacy::{Ledger, LedgerError, RedbLedger, TaskPolicy};
+use concilium_privacy::{Ledger, LedgerError, RedbLedger, Settlement, TaskPolicy};
 use rand::RngExt;
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, ReadableDatabase, ReadableTable as _, TableDefinition};
 use support::{
     ledger::{ROW, charge, key, place, policy, result},
     seeded_rng,
 };
 
-const LOG: TableDefinition<'_, u64, (&[u8; 32], &[u8])> = TableDefinition::new("log");
-const HEAD: TableDefinition<'_, &str, (u64, &[u8; 32])> = TableDefinition::new("head");
-const SCHEMA: TableDefinition<'_, &str, u32> = TableDefinition::new("schema");
-const TASK_TOTALS: TableDefinition<'_, (&str, u64), (u64, u64, u64)> = TableDefinition::new("task_totals");
-const CLIENT_TOTALS: TableDefinition<'_, (&str, u64, &str), (u64, u64, u64)> =
-    TableDefinition::new("client_totals");
-type RequestKeyRow = (&'static str, u64, &'static str, &'static [u8; 16]);
-const REQUESTS: TableDefinition<'_, RequestKeyRow, (&[u8; 32], bool, u64, u64)> =
-    TableDefinition::new("requests");
-const RESULTS: TableDefinition<'_, RequestKeyRow, &[u8]> = TableDefinition::new("results");
+type Bytes = &'static [u8];
+const LOG: TableDefinition<'_, Bytes, Bytes> = TableDefinition::new("log");
+const HEAD: TableDefinition<'_, Bytes, Bytes> = TableDefinition::new("head");
+const TASK_TOTALS: TableDefinition<'_, Bytes, Bytes> = TableDefinition::new("task_totals");
+const CLIENT_TOTALS: TableDefinition<'_, Bytes, Bytes> = TableDefinition::new("client_totals");
+const REQUESTS: TableDefinition<'_, Bytes, Bytes> = TableDefinition::new("requests");
+const RESULTS: TableDefinition<'_, Bytes, Bytes> = TableDefinition::new("results");
+
+/// A key of names and numbers, as the ledger writes it.
+fn row_key(task: &str, epoch: u64, name: Option<&str>) -> Vec<u8> {
+    let text =
+        |text: &str| [&u16::try_from(text.len()).expect("short").to_be_bytes(), text.as_bytes()].concat();
+    [text(task), epoch.to_be_bytes().to_vec(), name.map(text).unwrap_or_default()].concat()
+}
+
+/// A total as the ledger writes it.
+fn total(rho: u64, requests: u64, rows: u64) -> Vec<u8> {
+    [rho, requests, rows].map(u64::to_be_bytes).concat()
+}
+
+fn put(
+    transaction: &redb::WriteTransaction,
+    table: TableDefinition<'_, Bytes, Bytes>,
+    key: &[u8],
+    value: &[u8],
+) {
+    transaction.open_table(table).expect("the table").insert(key, value).expect("a write");
+}
+
+fn remove(transaction: &redb::WriteTransaction, table: TableDefinition<'_, Bytes, Bytes>, key: &[u8]) {
+    let mut table = transaction.open_table(table).expect("the table");
+    let removed = table.remove(key).expect("a removal").is_some();
+    assert!(removed, "there is no such row");
+}
 
 fn task() -> TaskPolicy {
     policy("digits", 1, 1_000_000, None)
@@ -39,7 +63,7 @@ fn spend(ledger: &RedbLedger, request: u8) {
         .pop()
         .expect("an answer")
         .expect("within the budget");
-    ledger.commit(vec![(reservation, result("share"))]).expect("a commit");
+    ledger.commit(vec![Settlement::in_full(reservation, result("share"))]).expect("a commit");
 }
 
 fn used_ledger(path: &Path) {
@@ -47,7 +71,7 @@ fn used_ledger(path: &Path) {
     for request in 0..5 {
         spend(&ledger, request);
     }
-    ledger.mark_released(&[key(&task(), "clinic", 4)]).expect("marked");
+    ledger.mark_released(&[key(&task(), "clinic", 4)], &[]).expect("marked");
     ledger.verify().expect("sound");
 }
 
@@ -61,8 +85,8 @@ fn damage(change: impl FnOnce(&redb::WriteTransaction)) -> String {
     transaction.commit().expect("a commit");
     drop(database);
     match RedbLedger::open(&path).and_then(|ledger| ledger.verify()) {
-        Err(LedgerError::Corrupt { path: named, detail }) => {
-            assert_eq!(named, path);
+        Err(LedgerError::Corrupt { place, detail }) => {
+            assert_eq!(place, path.display().to_string());
             detail
         }
         Err(error) => panic!("another error: {error}"),
@@ -70,84 +94,80 @@ fn damage(change: impl FnOnce(&redb::WriteTransaction)) -> String {
     }
 }
 
-fn log_row(transaction: &redb::WriteTransaction, number: u64) -> ([u8; 32], Vec<u8>) {
+/// Hash and bytes of an entry.
+fn log_row(transaction: &redb::WriteTransaction, number: u64) -> Vec<u8> {
     let log = transaction.open_table(LOG).expect("the log");
-    let row = log.get(number).expect("a read").expect("an entry");
-    let (hash, bytes) = row.value();
-    (*hash, bytes.to_vec())
+    log.get(number.to_be_bytes().as_slice()).expect("a read").expect("an entry").value().to_vec()
 }
 
 #[test]
 fn changes_are_found_by_verification() {
-    // Every byte of an entry counts.
+    // Every byte of an entry, and of its hash, counts.
     let (_folder, path) = place();
     used_ledger(&path);
     let length = {
         let database = Database::open(&path).expect("the file");
-        log_row(&database.begin_write().expect("a transaction"), 2).1.len()
+        log_row(&database.begin_write().expect("a transaction"), 2).len()
     };
-    for index in [0, 1, 9, 17, 25, 41, 73, 105, 106, 107, 115, 119, 123, 131, length - 1] {
+    for index in (0..length).step_by(11).chain([length - 1]) {
         let detail = damage(|transaction| {
-            let (hash, mut bytes) = log_row(transaction, 2);
-            bytes[index] ^= 1;
-            let mut log = transaction.open_table(LOG).expect("the log");
-            log.insert(2, (&hash, bytes.as_slice())).expect("a write");
+            let mut row = log_row(transaction, 2);
+            row[index] ^= 1;
+            put(transaction, LOG, &2_u64.to_be_bytes(), &row);
         });
         assert!(detail.contains("entry 2"), "byte {index}: {detail}");
     }
-    let detail = damage(|transaction| {
-        transaction.open_table(LOG).expect("the log").remove(2).expect("a removal");
-    });
+    let detail = damage(|transaction| remove(transaction, LOG, &2_u64.to_be_bytes()));
     assert!(detail.contains("entry 2 is missing"), "{detail}");
     // Cutting the end off is noticed already when the ledger is opened.
-    let detail = damage(|transaction| {
-        transaction.open_table(LOG).expect("the log").remove(4).expect("a removal");
-    });
+    let detail = damage(|transaction| remove(transaction, LOG, &5_u64.to_be_bytes()));
     assert!(detail.contains("last entry"), "{detail}");
     // Even when head and totals are set back to match, the requests tell.
     let detail = damage(|transaction| {
-        transaction.open_table(LOG).expect("the log").remove(4).expect("a removal");
-        let (hash, _) = log_row(transaction, 3);
-        transaction.open_table(HEAD).expect("the head").insert("head", (4, &hash)).expect("a write");
-        let row = (4 * ROW, 4, 4);
-        let mut totals = transaction.open_table(TASK_TOTALS).expect("totals");
-        totals.insert(("digits", 1), row).expect("a write");
-        let mut totals = transaction.open_table(CLIENT_TOTALS).expect("totals");
-        totals.insert(("digits", 1, "clinic"), row).expect("a write");
+        for entry in 4..6_u64 {
+            remove(transaction, LOG, &entry.to_be_bytes());
+        }
+        let row = log_row(transaction, 3);
+        // Version and number come before the time.
+        let (hash, time) = (&row[..32], &row[41..49]);
+        let head = [&4_u64.to_be_bytes(), hash, time].concat();
+        put(transaction, HEAD, b"head", &head);
+        let sum = total(4 * ROW, 4, 4);
+        put(transaction, TASK_TOTALS, &row_key("digits", 1, None), &sum);
+        put(transaction, CLIENT_TOTALS, &row_key("digits", 1, Some("clinic")), &sum);
     });
-    assert!(detail.contains("requests that the log does not name"), "{detail}");
+    assert!(detail.contains("is not in the log") || detail.contains("is not as the log has it"), "{detail}");
 }
 
 #[test]
 fn changed_totals_and_requests_are_found() {
-    let detail = damage(|transaction| {
-        let mut totals = transaction.open_table(TASK_TOTALS).expect("totals");
-        totals.insert(("digits", 1), (5 * ROW - 1, 5, 5)).expect("a write");
-    });
-    assert!(detail.contains("total of task digits"), "{detail}");
-    let detail = damage(|transaction| {
-        transaction.open_table(TASK_TOTALS).expect("totals").remove(("digits", 1)).expect("a removal");
-    });
+    let digits = row_key("digits", 1, None);
+    let detail = damage(|transaction| put(transaction, TASK_TOTALS, &digits, &total(5 * ROW - 1, 5, 5)));
+    assert!(detail.contains("task_totals for digits"), "{detail}");
+    let detail = damage(|transaction| remove(transaction, TASK_TOTALS, &digits));
     assert!(detail.contains("missing"), "{detail}");
-    let detail = damage(|transaction| {
-        let mut totals = transaction.open_table(CLIENT_TOTALS).expect("totals");
-        totals.insert(("digits", 1, "nobody"), (0, 0, 0)).expect("a write");
-    });
+    let nobody = row_key("digits", 1, Some("nobody"));
+    let detail = damage(|transaction| put(transaction, CLIENT_TOTALS, &nobody, &total(0, 0, 0)));
     assert!(detail.contains("nobody"), "{detail}");
-    let id = [3; 16];
-    let request = ("digits", 1, "clinic", &id);
+
+    let request = [row_key("digits", 1, Some("clinic")), vec![3; 16]].concat();
     let detail = damage(|transaction| {
-        let mut requests = transaction.open_table(REQUESTS).expect("requests");
-        requests.insert(request, (&[1; 32], false, 0, 3)).expect("a write");
+        let mut row = transaction
+            .open_table(REQUESTS)
+            .expect("requests")
+            .get(request.as_slice())
+            .expect("a read")
+            .expect("a request")
+            .value()
+            .to_vec();
+        row[0] ^= 1;
+        put(transaction, REQUESTS, &request, &row);
     });
-    assert!(detail.contains("not stored as the log has it"), "{detail}");
+    assert!(detail.contains("not as the log has it"), "{detail}");
+    let detail = damage(|transaction| remove(transaction, REQUESTS, &request));
+    assert!(detail.contains("row of requests"), "{detail}");
     let detail = damage(|transaction| {
-        transaction.open_table(REQUESTS).expect("requests").remove(request).expect("a removal");
-    });
-    assert!(detail.contains("not stored as the log has it"), "{detail}");
-    let detail = damage(|transaction| {
-        let mut results = transaction.open_table(RESULTS).expect("results");
-        results.insert(("digits", 1, "nobody", &id), [1].as_slice()).expect("a write");
+        put(transaction, RESULTS, &[nobody.clone(), vec![3; 16]].concat(), &[1]);
     });
     assert!(detail.contains("result of a request"), "{detail}");
     let detail = damage(|transaction| {
@@ -214,16 +234,30 @@ fn stores_of_other_programs_and_versions_are_refused() {
     let other = folder.path().join("other.redb");
     drop(Database::create(&other).expect("a store"));
     let error = RedbLedger::open(&other).err().expect("no ledger");
-    assert!(matches!(&error, LedgerError::Corrupt { detail, .. } if detail.contains("schema")), "{error}");
+    assert!(
+        matches!(&error, LedgerError::Corrupt { detail, .. } if detail.contains("another program")),
+        "{error}"
+    );
 
     used_ledger(&path);
     let database = Database::open(&path).expect("the file");
     let transaction = database.begin_write().expect("a transaction");
-    transaction.open_table(SCHEMA).expect("a table").insert("schema", 2).expect("a write");
+    put(&transaction, HEAD, b"schema", &4_u32.to_be_bytes());
     transaction.commit().expect("a commit");
     drop(database);
     let error = RedbLedger::open(&path).err().expect("another version");
-    assert!(matches!(error, LedgerError::Schema { found: 2, supported: 1, .. }), "{error}");
+    assert!(matches!(error, LedgerError::Schema { found: 4, supported: 3, .. }), "{error}");
+
+    // The first schema had its number elsewhere.
+    let old = folder.path().join("old.redb");
+    let database = Database::create(&old).expect("a store");
+    let transaction = database.begin_write().expect("a transaction");
+    let schema: TableDefinition<'_, &str, u32> = TableDefinition::new("schema");
+    transaction.open_table(schema).expect("a table").insert("schema", 1).expect("a write");
+    transaction.commit().expect("a commit");
+    drop(database);
+    let error = RedbLedger::open(&old).err().expect("an old version");
+    assert!(matches!(error, LedgerError::Schema { found: 1, supported: 3, .. }), "{error}");
 }
 
 #[test]
@@ -245,7 +279,7 @@ fn the_log_holds_no_results() {
     let log = database.begin_read().expect("a view").open_table(LOG).expect("the log");
     for row in log.iter().expect("rows") {
         let (_, row) = row.expect("a row");
-        assert!(!row.value().1.windows(5).any(|bytes| bytes == b"share"));
+        assert!(!row.value().windows(5).any(|bytes| bytes == b"share"));
     }
 }
 

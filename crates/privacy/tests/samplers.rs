@@ -3,14 +3,22 @@
 
 mod support;
 
-use concilium_privacy::{Mechanism, NoiseScale, NoiseSource, OpenDpNoise, twin, twin::SeededNoise};
+use concilium_privacy::{
+    Mechanism, NoiseError, NoiseScale, NoiseSource, OpenDpNoise, twin, twin::SeededNoise,
+};
+use dashu::{integer::IBig, rational::RBig};
+use opendp::traits::samplers::{sample_discrete_gaussian, sample_discrete_laplace};
+use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 use support::{
     SIGNIFICANCE, seeded_rng,
-    statistics::{Pmf, fit, mean_square},
+    statistics::{Pmf, alike, fit, mean, mean_square},
 };
 
-const SAMPLES: usize = 200_000;
+const SAMPLES: usize = 1_000_000;
 const BINS: usize = 1_000;
+
+/// Standard errors at which a moment is refused: by chance once in 5 * 10^8 comparisons.
+const STANDARD_ERRORS: f64 = 6.0;
 
 fn scale(text: &str) -> NoiseScale {
     text.parse().expect("a decimal number")
@@ -24,7 +32,17 @@ fn laplace(width: &str) -> Mechanism {
     Mechanism::DiscreteLaplace { scale: scale(width) }
 }
 
-fn draw(source: &mut dyn NoiseSource) -> Vec<i64> {
+/// One server's shares from the production source.
+fn production(mechanism: Mechanism) -> Vec<i64> {
+    draw(OpenDpNoise::new(mechanism).expect("allowed"))
+}
+
+/// One server's shares from the seeded source.
+fn seeded(mechanism: Mechanism, seeds: &mut ChaCha20Rng) -> Vec<i64> {
+    draw(SeededNoise::new(mechanism, ChaCha20Rng::from_rng(seeds)).expect("allowed"))
+}
+
+fn draw(mut source: impl NoiseSource) -> Vec<i64> {
     let mut samples = Vec::with_capacity(SAMPLES);
     while samples.len() < SAMPLES {
         let share = source.draw(BINS).expect("noise");
@@ -34,19 +52,41 @@ fn draw(source: &mut dyn NoiseSource) -> Vec<i64> {
     samples
 }
 
+fn samples(mut sampler: impl FnMut() -> Result<i64, NoiseError>) -> Vec<i64> {
+    (0..SAMPLES).map(|_| sampler().expect("noise")).collect()
+}
+
+/// Values of a sampler of opendp itself.
+fn opendp(sampler: fn(RBig) -> opendp::error::Fallible<IBig>, width: &str) -> Vec<i64> {
+    let width = RBig::from_parts(scale(width).millionths().into(), NoiseScale::UNITS_PER_ONE.into());
+    let value = || i64::try_from(sampler(width.clone()).expect("randomness")).expect("64 bits");
+    (0..SAMPLES).map(|_| value()).collect()
+}
+
 fn sum(parts: &[&[i64]]) -> Vec<i64> {
     (0..parts[0].len()).map(|index| parts.iter().map(|part| part[index]).sum()).collect()
 }
 
 fn assert_fits(what: &str, samples: &[i64], pmf: &Pmf) {
     let p = fit(samples, pmf);
-    eprintln!("{what}: p = {p:.3e}");
+    let count = samples.len();
+    let moments = [
+        (mean(samples) - pmf.mean()) / pmf.mean_error(count),
+        (mean_square(samples) - pmf.mean_square()) / pmf.mean_square_error(count),
+    ];
+    eprintln!("{what}: p = {p:.3e}; mean and mean square off by {moments:+.2?} standard errors");
     assert!(p > SIGNIFICANCE, "{what}: p = {p:.3e}");
+    assert!(moments.iter().all(|distance| distance.abs() < STANDARD_ERRORS), "{what}: {moments:+.2?}");
+    for modulus in [2, 4, 8] {
+        let p = residues(samples, pmf, modulus);
+        assert!(p > SIGNIFICANCE, "{what} modulo {modulus}: p = {p:.3e}");
+    }
+}
 
-    let error = pmf.variance_error(samples.len());
-    let distance = (mean_square(samples) - pmf.variance()) / error;
-    eprintln!("{what}: variance off by {distance:+.2} standard errors");
-    assert!(distance.abs() < 6.0, "{what}: variance off by {distance:+.2} standard errors");
+/// How well the remainders fit: a step that loses low bits, or a lattice coarser than one unit, shows.
+fn residues(samples: &[i64], pmf: &Pmf, modulus: i64) -> f64 {
+    let residues: Vec<i64> = samples.iter().map(|x| x.rem_euclid(modulus)).collect();
+    fit(&residues, &pmf.modulo(modulus))
 }
 
 fn assert_does_not_fit(what: &str, samples: &[i64], pmf: &Pmf) {
@@ -55,26 +95,40 @@ fn assert_does_not_fit(what: &str, samples: &[i64], pmf: &Pmf) {
     assert!(p < SIGNIFICANCE, "the test does not notice: {what}, p = {p:.3e}");
 }
 
-/// One server's share, and the sums of two and of three servers' shares. `share` and `two` are the
-/// wanted distributions; three servers must add up to the sum of the two.
-fn check_shares(name: &str, sources: &mut [Box<dyn NoiseSource>; 3], share: &Pmf, two: &Pmf) {
-    let [a, b, c] = sources.each_mut().map(|source| draw(source.as_mut()));
-    let three = two.plus(share);
-    assert_fits(&format!("{name}, one share"), &a, share);
-    assert_fits(&format!("{name}, two shares"), &sum(&[&a, &b]), two);
-    assert_fits(&format!("{name}, three shares"), &sum(&[&a, &b, &c]), &three);
-    let ratio = three.variance() / two.variance();
-    assert!((ratio - 1.5).abs() < 1e-4, "three servers have {ratio} times the variance of two");
-
-    assert_does_not_fit(&format!("{name}, one share missing"), &a, two);
-    assert_does_not_fit(&format!("{name}, a share used twice"), &sum(&[&a, &a]), two);
-    assert_does_not_fit(&format!("{name}, one share too many"), &sum(&[&a, &b, &c]), two);
+fn assert_alike(what: &str, first: &[i64], second: &[i64]) {
+    let p = alike(first, second);
+    eprintln!("{what}, both implementations: p = {p:.3e}");
+    assert!(p > SIGNIFICANCE, "{what}: the two implementations differ, p = {p:.3e}");
 }
 
+/// Three servers' shares, and the sums of two and of three. Two must add up to what is claimed, three to
+/// the exact convolution of the shares.
+fn check_servers(name: &str, [a, b, c]: [Vec<i64>; 3], share: &Pmf, claimed: &Pmf) {
+    let three = share.plus(share).plus(share);
+    assert_fits(&format!("{name}, one share"), &a, share);
+    let two_servers = sum(&[&a, &b]);
+    assert_fits(&format!("{name}, two shares"), &two_servers, claimed);
+    let three_servers = sum(&[&two_servers, &c]);
+    assert_fits(&format!("{name}, three shares"), &three_servers, &three);
+    // What the formulas say, and what was drawn: six standard errors of the quotient's parts.
+    let ratio = three.mean_square() / claimed.mean_square();
+    assert!((ratio - 1.5).abs() < 1e-4, "three servers have {ratio} times the variance of two");
+    let drawn = mean_square(&three_servers) / mean_square(&two_servers);
+    let error = (three.mean_square_error(SAMPLES) / three.mean_square()
+        + claimed.mean_square_error(SAMPLES) / claimed.mean_square())
+        * 1.5;
+    eprintln!("{name}: three servers' variance is {drawn:.4} times that of two");
+    assert!((drawn - 1.5).abs() < STANDARD_ERRORS * error, "{drawn}");
+
+    assert_does_not_fit(&format!("{name}, one share missing"), &a, claimed);
+    assert_does_not_fit(&format!("{name}, a share used twice"), &sum(&[&a, &a]), claimed);
+    assert_does_not_fit(&format!("{name}, one share too many"), &three_servers, claimed);
+}
+
+/// A share of Gaussian noise and what two of them are claimed to be: from sigma 2 on their sum is a
+/// discrete Gaussian to 8 digits.
 fn gaussian_pmfs(sigma: f64) -> (Pmf, Pmf) {
-    let share = Pmf::discrete_gaussian(sigma / 2.0_f64.sqrt());
-    // From sigma 2 on the sum of two is a discrete Gaussian to 8 digits; that is what is claimed.
-    (share, Pmf::discrete_gaussian(sigma))
+    (Pmf::discrete_gaussian(sigma / 2.0_f64.sqrt()), Pmf::discrete_gaussian(sigma))
 }
 
 fn laplace_pmfs(width: f64) -> (Pmf, Pmf) {
@@ -82,81 +136,115 @@ fn laplace_pmfs(width: f64) -> (Pmf, Pmf) {
 }
 
 #[test]
-fn production_gaussian_shares() {
-    for sigma in ["2", "7.3"] {
-        let (share, two) = gaussian_pmfs(sigma.parse().expect("a number"));
-        let mut sources =
-            [(); 3].map(|()| Box::new(OpenDpNoise::new(gaussian(sigma)).expect("allowed")) as Box<_>);
-        check_shares(&format!("opendp gaussian {sigma}"), &mut sources, &share, &two);
-    }
+fn gaussian_shares_of_three_servers() {
+    let mut seeds = seeded_rng("gaussian shares");
+    let (share, claimed) = gaussian_pmfs(2.0);
+    let servers = [(); 3].map(|()| production(gaussian("2")));
+    let replayable = seeded(gaussian("2"), &mut seeds);
+    assert_fits("seeded gaussian 2, one share", &replayable, &share);
+    assert_alike("gaussian 2, one share", &replayable, &servers[0]);
+    check_servers("opendp gaussian 2", servers, &share, &claimed);
 }
 
 #[test]
-fn production_laplace_shares() {
-    for width in ["2", "5.5"] {
-        let (share, two) = laplace_pmfs(width.parse().expect("a number"));
-        let mut sources =
-            [(); 3].map(|()| Box::new(OpenDpNoise::new(laplace(width)).expect("allowed")) as Box<_>);
-        check_shares(&format!("opendp laplace {width}"), &mut sources, &share, &two);
-    }
+fn laplace_shares_of_three_servers() {
+    let mut seeds = seeded_rng("laplace shares");
+    let (share, claimed) = laplace_pmfs(2.0);
+    let servers = [(); 3].map(|()| production(laplace("2")));
+    let replayable = seeded(laplace("2"), &mut seeds);
+    assert_fits("seeded laplace 2, one share", &replayable, &share);
+    assert_alike("laplace 2, one share", &replayable, &servers[0]);
+    check_servers("opendp laplace 2", servers, &share, &claimed);
 }
 
 #[test]
-fn seeded_shares() {
-    use rand::Rng;
-    use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
-
-    let mut seeds = seeded_rng("seeded shares");
-    let mut sources = |mechanism| {
-        [(); 3].map(|()| {
-            let randomness = ChaCha20Rng::seed_from_u64(seeds.next_u64());
-            Box::new(SeededNoise::new(mechanism, randomness).expect("allowed")) as Box<_>
-        })
-    };
-    let (share, two) = gaussian_pmfs(3.0);
-    check_shares("seeded gaussian 3", &mut sources(gaussian("3")), &share, &two);
-    let (share, two) = laplace_pmfs(4.0);
-    check_shares("seeded laplace 4", &mut sources(laplace("4")), &share, &two);
-}
-
-#[test]
-fn seeded_samplers() {
-    let mut randomness = seeded_rng("seeded samplers");
-    for sigma in ["0.3", "1", "2.5", "40.000001"] {
+fn discrete_gaussian_samplers() {
+    let mut randomness = seeded_rng("discrete gaussian");
+    for sigma in ["0.3", "40.000001"] {
         let pmf = Pmf::discrete_gaussian(sigma.parse().expect("a number"));
-        let samples: Vec<_> = (0..SAMPLES)
-            .map(|_| twin::discrete_gaussian(scale(sigma), &mut randomness).expect("noise"))
-            .collect();
-        assert_fits(&format!("discrete gaussian {sigma}"), &samples, &pmf);
-    }
-    for width in ["0.4", "1", "3.7", "25"] {
-        let pmf = Pmf::discrete_laplace(width.parse().expect("a number"));
-        let samples: Vec<_> = (0..SAMPLES)
-            .map(|_| twin::discrete_laplace(scale(width), &mut randomness).expect("noise"))
-            .collect();
-        assert_fits(&format!("discrete laplace {width}"), &samples, &pmf);
+        let ours = samples(|| twin::discrete_gaussian(scale(sigma), &mut randomness));
+        assert_fits(&format!("discrete gaussian {sigma}"), &ours, &pmf);
+        let theirs = opendp(sample_discrete_gaussian, sigma);
+        assert_fits(&format!("discrete gaussian {sigma} of opendp"), &theirs, &pmf);
+        assert_alike(&format!("discrete gaussian {sigma}"), &ours, &theirs);
+        if sigma == "0.3" {
+            let wider = samples(|| twin::discrete_gaussian(scale("0.306"), &mut randomness));
+            let p = alike(&wider, &theirs);
+            eprintln!("negative control, 0.306 against 0.3: p = {p:.3e}");
+            assert!(p < SIGNIFICANCE, "the comparison does not notice sigma 2 % off: p = {p:.3e}");
+        }
     }
     assert_eq!(twin::discrete_gaussian(scale("0"), &mut randomness), Ok(0));
+}
+
+#[test]
+fn discrete_laplace_samplers() {
+    let mut randomness = seeded_rng("discrete laplace");
+    for width in ["0.4", "25"] {
+        let pmf = Pmf::discrete_laplace(width.parse().expect("a number"));
+        let ours = samples(|| twin::discrete_laplace(scale(width), &mut randomness));
+        assert_fits(&format!("discrete laplace {width}"), &ours, &pmf);
+        let theirs = opendp(sample_discrete_laplace, width);
+        assert_fits(&format!("discrete laplace {width} of opendp"), &theirs, &pmf);
+        assert_alike(&format!("discrete laplace {width}"), &ours, &theirs);
+    }
     assert_eq!(twin::discrete_laplace(scale("0"), &mut randomness), Ok(0));
+}
+
+#[test]
+fn half_negative_binomial_sampler() {
+    let mut randomness = seeded_rng("half negative binomial");
+    for width in ["0.7", "4"] {
+        let samples = samples(|| twin::half_negative_binomial(scale(width), &mut randomness));
+        let width = width.parse().expect("a number");
+        assert_fits(&format!("NB(1/2), scale {width}"), &samples, &Pmf::negative_binomial(0.5, width));
+        // A geometric variable is NB(1); its ratio off by 3 %.
+        let whole = Pmf::negative_binomial(1.0, width);
+        assert_does_not_fit("NB(1) instead of NB(1/2)", &samples, &whole);
+        assert_does_not_fit("scale 3 % off", &samples, &Pmf::negative_binomial(0.5, 1.03 * width));
+    }
+}
+
+/// Noise of probabilities lies on a lattice of 2^-16 votes: every point of it must come as often as it
+/// should, so both the coarse shape and the low bits are looked at.
+#[test]
+fn noise_on_the_finest_lattice() {
+    const STEP: i64 = 1 << 12;
+    let mechanism = gaussian("2").on_lattice(16);
+    let servers = [(); 2].map(|()| production(mechanism));
+    let (share, claimed) = gaussian_pmfs(131_072.0);
+    let coarse = |samples: &[i64]| samples.iter().map(|x| x.div_euclid(STEP)).collect::<Vec<_>>();
+    assert_fits("one share in steps of 2^12", &coarse(&servers[0]), &share.coarser(STEP));
+    let two = sum(&[&servers[0], &servers[1]]);
+    assert_fits("two shares in steps of 2^12", &coarse(&two), &claimed.coarser(STEP));
+    for modulus in [2, 4, 8, STEP / 16] {
+        let p = residues(&servers[0], &share, modulus);
+        eprintln!("the finest lattice modulo {modulus}: p = {p:.3e}");
+        assert!(p > SIGNIFICANCE, "modulo {modulus}: p = {p:.3e}");
+        // A value that went through a type with fewer digits loses its last bits.
+        let rounded: Vec<i64> = servers[0].iter().map(|x| x / 2 * 2).collect();
+        assert!(
+            residues(&rounded, &share, modulus) < SIGNIFICANCE,
+            "lost bits go unnoticed modulo {modulus}"
+        );
+    }
 }
 
 /// Faults that samplers of this kind have had must not pass for the right distribution.
 #[test]
 fn the_fit_notices_faulty_samplers() {
     let mut randomness = seeded_rng("faulty samplers");
-    let mut gaussian = || twin::discrete_gaussian(scale("5"), &mut randomness).expect("noise");
-    let samples: Vec<_> = (0..SAMPLES).map(|_| gaussian()).collect();
-    let pmf = Pmf::discrete_gaussian(5.0);
-    assert_fits("discrete gaussian 5", &samples, &pmf);
-    assert_does_not_fit("sigma 3 % off", &samples, &Pmf::discrete_gaussian(5.15));
-    assert_does_not_fit("another family of the same variance", &samples, &{
+    let five = samples(|| twin::discrete_gaussian(scale("5"), &mut randomness));
+    assert_fits("discrete gaussian 5", &five, &Pmf::discrete_gaussian(5.0));
+    assert_does_not_fit("sigma 1.5 % off", &five, &Pmf::discrete_gaussian(5.075));
+    assert_does_not_fit("another family of the same variance", &five, &{
         let scale = (12.5_f64 - 1.0 / 12.0).sqrt();
         Pmf::discrete_laplace(scale)
     });
 
     // A sign and a magnitude without rejecting minus zero.
     let mut randomness = seeded_rng("doubled zero");
-    let samples: Vec<_> = (0..SAMPLES)
+    let signed: Vec<i64> = (0..SAMPLES)
         .map(|index| {
             let magnitude = loop {
                 let value = twin::discrete_laplace(scale("5"), &mut randomness).expect("noise");
@@ -167,11 +255,15 @@ fn the_fit_notices_faulty_samplers() {
             if index % 2 == 0 { magnitude } else { -magnitude }
         })
         .collect();
-    assert_does_not_fit("zero twice as likely", &samples, &Pmf::discrete_laplace(5.0));
+    assert_does_not_fit("zero twice as likely", &signed, &Pmf::discrete_laplace(5.0));
 
     // A sampler that only yields even values, as a wrong fixed-point step would.
-    let samples: Vec<_> = samples.iter().map(|sample| sample / 2 * 2).collect();
-    assert_does_not_fit("even values only", &samples, &Pmf::discrete_laplace(5.0));
+    let even: Vec<_> = five.iter().map(|sample| sample / 2 * 2).collect();
+    let pmf = Pmf::discrete_gaussian(5.0);
+    assert_does_not_fit("even values only", &even, &pmf);
+    for modulus in [2, 4, 8] {
+        assert!(residues(&even, &pmf, modulus) < SIGNIFICANCE, "even values go unnoticed modulo {modulus}");
+    }
 }
 
 /// Wide noise is drawn in bounded work and keeps its variance.

@@ -16,7 +16,7 @@ use concilium_mpc::{Address, Channel as _, Neighbour, Protocol, Step};
 use concilium_rpc::{
     certificates::Authority,
     identity::Identity,
-    lane::{CompareModels, Lane, LaneChannel, LaneConfig},
+    lane::{CompareModels, Lane, LaneChannel, LaneConfig, system_randomness},
     tls::TlsMaterial,
     v1::{CompareModelRequest, compare_model_response::Outcome},
 };
@@ -67,7 +67,15 @@ fn serve(
 ) -> Result<(), Failure> {
     let models = Arc::new(NoModels);
     let next_address = next.to_string();
-    let mut lane = Lane::new(LaneConfig { lane: 0, listener, next_address, tls, tasks: Vec::new(), models })?;
+    let mut lane = Lane::new(LaneConfig {
+        lane: 0,
+        listener,
+        next_address,
+        tls: tls.into(),
+        tasks: Vec::new(),
+        models,
+        randomness: system_randomness(),
+    })?;
     lane.connect(PATIENCE)?;
     for (session, (bytes, rounds)) in
         [(64, rounds), (4096, rounds), (65_536, rounds / 10), (1 << 20, rounds / 50)].into_iter().enumerate()

@@ -6,8 +6,7 @@
 //! whatever address.
 
 use std::{
-    fs,
-    io::{self, Write as _},
+    fs, io,
     net::IpAddr,
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -15,16 +14,21 @@ use std::{
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    KeyUsagePurpose, SanType, SerialNumber,
 };
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
 use crate::{
     identity::{Identity, IdentityError, Role},
+    inspection::CertificateInfo,
     tls::TlsFiles,
 };
+
+mod files;
+
+use files::{create_folder, replace_pair, write_file};
 
 /// File of the authority's certificate.
 pub const AUTHORITY_CERTIFICATE_FILE: &str = "ca.pem";
@@ -41,8 +45,14 @@ const AUTHORITY_DAYS: u32 = 3650;
 /// Longest validity of an issued certificate, in days.
 const MAX_DAYS: u32 = AUTHORITY_DAYS;
 
-/// How far back a certificate is valid, so that a machine with a slow clock accepts it.
-const CLOCK_SKEW: Duration = Duration::from_secs(3600);
+/// How far back a certificate is valid, in seconds, so that a machine with a slow clock accepts it.
+const CLOCK_SKEW_SECONDS: i64 = 3600;
+
+/// Seconds of a day.
+const DAY_SECONDS: i64 = 86_400;
+
+/// End of the year 9999, the latest that a certificate can name, in seconds since 1970-01-01 UTC.
+const LATEST_SECONDS: i64 = 253_402_300_799;
 
 /// Why a certificate was not issued or a file not written.
 #[derive(Debug, Error)]
@@ -88,6 +98,14 @@ pub enum AuthorityError {
         /// The validity asked for.
         days: u32,
     },
+    /// The validity is empty or outside the years that a certificate can name.
+    #[error("a certificate cannot be valid from {not_before} to {not_after} (seconds since 1970)")]
+    Validity {
+        /// Begin, in seconds since 1970-01-01 UTC.
+        not_before: i64,
+        /// End, in seconds since 1970-01-01 UTC.
+        not_after: i64,
+    },
     /// The identity is not allowed.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -128,7 +146,8 @@ impl Authority {
         parameters.distinguished_name.push(DnType::CommonName, format!("Concilium authority {identifier}"));
         parameters.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        set_validity(&mut parameters, AUTHORITY_DAYS);
+        let (not_before, not_after) = validity_from_now(AUTHORITY_DAYS)?;
+        set_validity(&mut parameters, not_before, not_after)?;
         let certificate = parameters.self_signed(&key).map_err(signing)?;
         Ok(Self { certificate_pem: certificate.pem(), issuer: Issuer::new(parameters, key) })
     }
@@ -179,6 +198,14 @@ impl Authority {
         &self.certificate_pem
     }
 
+    /// The authority's certificate in DER.
+    ///
+    /// # Panics
+    /// Never: the certificate was made or read by this type.
+    pub fn certificate_der(&self) -> CertificateDer<'static> {
+        CertificateDer::from_pem_slice(self.certificate_pem.as_bytes()).expect("it is a certificate")
+    }
+
     /// A certificate with a fresh ECDSA P-256 key for `identity`, valid for `days` from now.
     ///
     /// `hosts` are further DNS names and IP addresses of a server; they help other tools, while
@@ -193,11 +220,63 @@ impl Authority {
         hosts: &[String],
         days: u32,
     ) -> Result<CertifiedKeyPem, AuthorityError> {
-        if !(1..=MAX_DAYS).contains(&days) {
-            return Err(AuthorityError::Days { days });
+        let (not_before, not_after) = validity_from_now(days)?;
+        self.issue_between(identity, hosts, not_before, not_after)
+    }
+
+    /// As [`Authority::issue`], valid between two times in seconds since 1970-01-01 UTC.
+    ///
+    /// # Errors
+    /// [`AuthorityError::Host`], [`AuthorityError::Validity`] or [`AuthorityError::Signing`].
+    pub fn issue_between(
+        &self,
+        identity: &Identity,
+        hosts: &[String],
+        not_before: i64,
+        not_after: i64,
+    ) -> Result<CertifiedKeyPem, AuthorityError> {
+        let signing = |source| AuthorityError::Signing { subject: identity.to_string(), source };
+        let key = KeyPair::generate().map_err(signing)?;
+        self.certify(&key, identity, hosts, not_before, not_after)
+    }
+
+    /// A certificate for the holder and hosts of an old one, valid for `days` from now: for a fresh key,
+    /// or for `key_pem`, which the holder keeps.
+    ///
+    /// # Errors
+    /// [`AuthorityError::Identity`] if the old certificate names nobody, [`AuthorityError::Days`],
+    /// [`AuthorityError::Signing`], also for a key that cannot be read.
+    pub fn renew(
+        &self,
+        old: &CertificateInfo,
+        days: u32,
+        key_pem: Option<&str>,
+    ) -> Result<CertifiedKeyPem, AuthorityError> {
+        let (not_before, not_after) = validity_from_now(days)?;
+        let identity = old.identity.clone()?;
+        let signing = |source| AuthorityError::Signing { subject: identity.to_string(), source };
+        let key = match key_pem {
+            Some(pem) => KeyPair::from_pem(pem),
+            None => KeyPair::generate(),
         }
+        .map_err(signing)?;
+        // The server's own name is added by itself.
+        let own = identity.server_index().map(server_dns_name);
+        let hosts: Vec<_> = old.hosts.iter().filter(|host| Some(*host) != own.as_ref()).cloned().collect();
+        self.certify(&key, &identity, &hosts, not_before, not_after)
+    }
+
+    fn certify(
+        &self,
+        key: &KeyPair,
+        identity: &Identity,
+        hosts: &[String],
+        not_before: i64,
+        not_after: i64,
+    ) -> Result<CertifiedKeyPem, AuthorityError> {
         let signing = |source| AuthorityError::Signing { subject: identity.to_string(), source };
         let mut parameters = CertificateParams::default();
+        parameters.serial_number = Some(serial_number(identity)?);
         parameters.distinguished_name.push(DnType::CommonName, identity.name());
         parameters.use_authority_key_identifier_extension = true;
         parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -212,9 +291,8 @@ impl Authority {
         for host in hosts {
             parameters.subject_alt_names.push(host_name(host, identity)?);
         }
-        set_validity(&mut parameters, days);
-        let key = KeyPair::generate().map_err(signing)?;
-        let certificate = parameters.signed_by(&key, &self.issuer).map_err(signing)?;
+        set_validity(&mut parameters, not_before, not_after)?;
+        let certificate = parameters.signed_by(key, &self.issuer).map_err(signing)?;
         Ok(CertifiedKeyPem {
             identity: identity.clone(),
             authority_pem: self.certificate_pem.clone(),
@@ -268,10 +346,18 @@ impl CertifiedKeyPem {
             certificate: folder.join(format!("{stem}.pem")),
             key: folder.join(format!("{stem}.key")),
         };
-        write_file(&files.key, self.key_pem.as_bytes(), true)?;
-        write_file(&files.certificate, self.certificate_pem.as_bytes(), false)?;
+        self.replace(&files)?;
         write_file(&files.ca, self.authority_pem.as_bytes(), false)?;
         Ok(files)
+    }
+
+    /// Replaces the certificate and the key of `files`, and leaves its authorities as they are.
+    ///
+    /// # Errors
+    /// [`AuthorityError::File`].
+    pub fn replace(&self, files: &TlsFiles) -> Result<(), AuthorityError> {
+        let key = (files.key.as_path(), self.key_pem.as_bytes());
+        replace_pair(key, (files.certificate.as_path(), self.certificate_pem.as_bytes()))
     }
 }
 
@@ -294,46 +380,46 @@ fn host_name(host: &str, identity: &Identity) -> Result<SanType, AuthorityError>
     Ok(SanType::DnsName(host.to_owned().try_into().map_err(|_| refuse("it is not plain ASCII"))?))
 }
 
-fn set_validity(parameters: &mut CertificateParams, days: u32) {
+/// A fresh serial number. The library would derive it from the key, and a renewed certificate that keeps
+/// its key could then not be told from the old one.
+fn serial_number(identity: &Identity) -> Result<SerialNumber, AuthorityError> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|_| AuthorityError::Signing {
+        subject: identity.to_string(),
+        source: rcgen::Error::RingUnspecified,
+    })?;
+    // Positive, and of the same length whatever was drawn.
+    bytes[0] = (bytes[0] & 0x3f) | 0x40;
+    Ok(SerialNumber::from(bytes.to_vec()))
+}
+
+/// Seconds since 1970-01-01 UTC.
+fn now_seconds() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_secs()).unwrap_or(i64::MAX)
+}
+
+/// Begin and end of a validity of `days`, in seconds since 1970-01-01 UTC.
+fn validity_from_now(days: u32) -> Result<(i64, i64), AuthorityError> {
+    if !(1..=MAX_DAYS).contains(&days) {
+        return Err(AuthorityError::Days { days });
+    }
+    let now = now_seconds();
+    Ok((now - CLOCK_SKEW_SECONDS, now + i64::from(days) * DAY_SECONDS))
+}
+
+fn set_validity(
+    parameters: &mut CertificateParams,
+    not_before: i64,
+    not_after: i64,
+) -> Result<(), AuthorityError> {
+    if !(0..not_after).contains(&not_before) || not_after > LATEST_SECONDS {
+        return Err(AuthorityError::Validity { not_before, not_after });
+    }
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
-    parameters.not_before = epoch + now.saturating_sub(CLOCK_SKEW);
-    parameters.not_after = epoch + now + Duration::from_secs(u64::from(days) * 86_400);
-}
-
-fn create_folder(folder: &Path) -> Result<(), AuthorityError> {
-    fs::create_dir_all(folder).map_err(|source| AuthorityError::File {
-        action: "create",
-        path: folder.to_owned(),
-        source,
-    })
-}
-
-/// Replaces `path` in one step, so that no reader sees half a file and a private key is never, not
-/// even for a moment, readable by others.
-fn write_file(path: &Path, content: &[u8], private: bool) -> Result<(), AuthorityError> {
-    let failed = |source| AuthorityError::File { action: "write", path: path.to_owned(), source };
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(".partial");
-    let partial = PathBuf::from(partial);
-    if let Err(error) = fs::remove_file(&partial)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        return Err(failed(error));
-    }
-    let mut options = fs::OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::OpenOptionsExt as _;
-        options.mode(if private { 0o600 } else { 0o644 });
-    }
-    #[cfg(not(unix))]
-    let _ = private;
-    let mut file = options.open(&partial).map_err(failed)?;
-    file.write_all(content).map_err(failed)?;
-    file.sync_all().map_err(failed)?;
-    fs::rename(&partial, path).map_err(failed)
+    parameters.not_before = epoch + Duration::from_secs(not_before.unsigned_abs());
+    parameters.not_after = epoch + Duration::from_secs(not_after.unsigned_abs());
+    Ok(())
 }
 
 #[cfg(test)]

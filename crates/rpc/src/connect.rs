@@ -4,15 +4,28 @@
 //! while it waits to write. The windows here hold more than what is in flight at a time, messages are
 //! small ([`crate::chunk`]), and a server's sends never wait ([`crate::lane`]).
 
-use std::{error::Error, io, net::TcpListener, path::PathBuf, time::Duration};
-
-use thiserror::Error;
-use tonic::{
-    Status,
-    transport::{Channel, Endpoint, Server, server::TcpIncoming},
+use std::{
+    error::Error,
+    io,
+    net::TcpListener,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
-use crate::tls::{TlsError, TlsMaterial};
+use socket2::{SockRef, TcpKeepalive};
+use thiserror::Error;
+use tokio::net::TcpStream;
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint, Server},
+};
+
+use crate::{
+    accept::{GRPC_PROTOCOLS, TlsIncoming},
+    reload::ReloadableTls,
+    tls::{TlsError, TlsMaterial},
+};
 
 /// HTTP/2 window of one stream, in bytes.
 pub const STREAM_WINDOW_BYTES: u32 = 8 << 20;
@@ -160,6 +173,43 @@ pub fn connect_lazily(addresses: &[String; 3], tls: &TlsMaterial) -> Result<[Cha
     Ok([channel(0)?, channel(1)?, channel(2)?])
 }
 
+/// Channels to the three servers that a program keeps while its certificate changes: made anew with the
+/// one in use.
+pub struct ReloadedChannels {
+    addresses: [String; 3],
+    tls: ReloadableTls,
+    made: Mutex<(Arc<TlsMaterial>, [Channel; 3])>,
+}
+
+impl ReloadedChannels {
+    /// As [`connect_lazily`].
+    ///
+    /// # Errors
+    /// As [`connect_lazily`]. Must run within a tokio runtime.
+    pub fn new(addresses: &[String; 3], tls: ReloadableTls) -> Result<Self, ConnectError> {
+        let material = tls.current();
+        let channels = connect_lazily(addresses, &material)?;
+        Ok(Self { addresses: addresses.clone(), tls, made: Mutex::new((material, channels)) })
+    }
+
+    /// The channel to the server of this index. Must run within a tokio runtime.
+    ///
+    /// # Errors
+    /// As [`connect_lazily`].
+    ///
+    /// # Panics
+    /// If `server` is above 2.
+    pub fn to(&self, server: usize) -> Result<Channel, ConnectError> {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let material = self.tls.current();
+        if !Arc::ptr_eq(&made.0, &material) {
+            let channels = connect_lazily(&self.addresses, &material)?;
+            *made = (material, channels);
+        }
+        Ok(made.1[server].clone())
+    }
+}
+
 /// What a transport error means: nobody there, or the wrong certificate on one of the two sides.
 pub fn explain(server: u8, address: &str, tls: &TlsMaterial, error: &(dyn Error + 'static)) -> ConnectError {
     let reason = describe(error);
@@ -168,17 +218,39 @@ pub fn explain(server: u8, address: &str, tls: &TlsMaterial, error: &(dyn Error 
     let theirs = ["UnknownIssuer", "BadSignature", "invalid peer certificate: UnknownRevocationStatus"];
     let ours = ["received fatal alert"];
     let hung_up = ["operation was canceled", "connection closed", "broken pipe", "connection reset"];
+    let alert = |name: &str| reason.contains(&format!("received fatal alert: {name}"));
+    let (file, identity) = (files.certificate.display(), tls.identity());
     let remedy = if reason.contains("NotValidForName") || reason.contains("not valid for name") {
         format!("another server answers there: check the address of server {server}")
-    } else if reason.contains("invalid peer certificate: Expired") {
-        "that server's certificate has expired: tell its operator".to_owned()
+    } else if reason.contains("invalid peer certificate: Expired")
+        || reason.contains("invalid peer certificate: certificate expired")
+    {
+        format!(
+            "the certificate of server {server} has expired: tell its operator to renew it, or set this \
+             machine's clock"
+        )
+    } else if reason.contains("invalid peer certificate: NotValidYet")
+        || reason.contains("invalid peer certificate: certificate not valid yet")
+    {
+        format!(
+            "the certificate of server {server} is not valid yet: set this machine's clock or that server's"
+        )
+    } else if alert("CertificateExpired") {
+        format!(
+            "that server says that our certificate `{file}` of {identity} has expired: renew it, or compare \
+             that server's clock with this one"
+        )
+    } else if alert("UnknownCA") || alert("DecryptError") {
+        format!(
+            "that server does not trust the authority of our certificate `{file}` of {identity}: use one that \
+             an authority in that server's `tls.ca` issued"
+        )
     } else if theirs.iter().any(|text| reason.contains(text)) {
         format!("that server's certificate is not of the authority in `{}`", files.ca.display())
     } else if ours.iter().any(|text| reason.contains(text)) {
         format!(
-            "that server refuses our certificate `{}` of {}: use one of its authority that has not expired",
-            files.certificate.display(),
-            tls.identity()
+            "that server refuses our certificate `{file}` of {identity}: use one of its authority that has not \
+             expired"
         )
     } else if reason.contains("invalid peer certificate") {
         "that server's certificate is not usable: tell its operator".to_owned()
@@ -191,39 +263,36 @@ pub fn explain(server: u8, address: &str, tls: &TlsMaterial, error: &(dyn Error 
     ConnectError::Handshake { server, address: address.to_owned(), reason, remedy }
 }
 
-/// A gRPC server that speaks mutual TLS, for clients, owners and operators.
-///
-/// # Errors
-/// [`ConnectError::Tls`] or [`ConnectError::Settings`].
-pub fn server_builder(tls: &TlsMaterial) -> Result<Server, ConnectError> {
-    Ok(quiet_server_builder(tls)?
+/// A gRPC server for clients, owners and operators. It knows no TLS: give it the connections of
+/// [`incoming`].
+pub fn server_builder() -> Server {
+    quiet_server_builder()
         .http2_keepalive_interval(Some(PING_INTERVAL))
-        .http2_keepalive_timeout(Some(PING_TIMEOUT)))
+        .http2_keepalive_timeout(Some(PING_TIMEOUT))
 }
 
 /// [`server_builder`] without HTTP/2 pings: a lane does not answer pings while it computes.
-pub(crate) fn quiet_server_builder(tls: &TlsMaterial) -> Result<Server, ConnectError> {
-    let server_tls = tls.server_tls()?;
-    let server = tls.identity().server_index().unwrap_or_default();
-    let builder = Server::builder()
+pub(crate) fn quiet_server_builder() -> Server {
+    Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_frame_size(FRAME_BYTES)
-        .max_concurrent_streams(MAX_STREAMS);
-    builder
-        .tls_config(server_tls)
-        .map_err(|error| ConnectError::Settings { server, reason: describe(&error) })
+        .max_concurrent_streams(MAX_STREAMS)
 }
 
-/// The connections of `listener` with the socket options of this module. Must run within a tokio
-/// runtime.
+/// The connections of `listener` over mutual TLS, with the socket options of this module. Must run
+/// within a tokio runtime.
 ///
 /// # Errors
-/// What the system says about the socket.
-pub fn incoming(listener: TcpListener) -> io::Result<TcpIncoming> {
-    listener.set_nonblocking(true)?;
-    let listener = tokio::net::TcpListener::from_std(listener)?;
-    Ok(TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(TCP_KEEPALIVE)))
+/// What the system says about the socket, or that the certificate is not a server's.
+pub fn incoming(listener: TcpListener, tls: &ReloadableTls) -> io::Result<TlsIncoming> {
+    TlsIncoming::new(listener, tls, GRPC_PROTOCOLS)
+}
+
+/// Sets the options of an accepted connection.
+pub(crate) fn set_socket_options(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(TCP_KEEPALIVE))
 }
 
 /// An error and its causes in one line.

@@ -11,7 +11,7 @@ use thiserror::Error;
 use tonic::Request;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
-use crate::status::RpcError;
+use crate::{inspection::utc, status::RpcError};
 
 /// Number of servers; fixed by the sharing.
 pub const SERVERS: usize = 3;
@@ -164,11 +164,11 @@ impl Identity {
     /// # Errors
     /// [`IdentityError`] if the certificate cannot be read or does not name exactly one identity.
     pub fn from_certificate(certificate: &[u8]) -> Result<Self, IdentityError> {
-        let (rest, certificate) =
-            X509Certificate::from_der(certificate).map_err(|_| IdentityError::Certificate)?;
-        if !rest.is_empty() {
-            return Err(IdentityError::Certificate);
-        }
+        Self::of(&parse(certificate)?)
+    }
+
+    /// The identity that a certificate names.
+    pub(crate) fn of(certificate: &X509Certificate<'_>) -> Result<Self, IdentityError> {
         let names = certificate.subject_alternative_name().map_err(|_| IdentityError::Certificate)?;
         let uris: Vec<&str> = names
             .iter()
@@ -226,6 +226,14 @@ impl FromStr for Identity {
             .and_then(|rest| rest.split_once('/'))
             .ok_or_else(|| IdentityError::Uri { uri: uri.chars().take(2 * MAX_NAME_LENGTH).collect() })?;
         Self::new(role.parse()?, name)
+    }
+}
+
+/// Reads a certificate in DER, without anything after it.
+fn parse(certificate: &[u8]) -> Result<X509Certificate<'_>, IdentityError> {
+    match X509Certificate::from_der(certificate) {
+        Ok(([], certificate)) => Ok(certificate),
+        _ => Err(IdentityError::Certificate),
     }
 }
 
@@ -305,8 +313,18 @@ impl AllowedIdentities {
         let certificate = chain.first().ok_or_else(|| RpcError::Unauthenticated {
             problem: "the connection has no client certificate".to_owned(),
         })?;
-        let identity = Identity::from_certificate(certificate)
-            .map_err(|error| RpcError::Unauthenticated { problem: error.to_string() })?;
+        let unreadable = |error: IdentityError| RpcError::Unauthenticated { problem: error.to_string() };
+        let certificate = parse(certificate).map_err(unreadable)?;
+        let identity = Identity::of(&certificate).map_err(unreadable)?;
+        // The server's span of the call, which was opened before the certificate was read.
+        tracing::Span::current().record("caller", tracing::field::display(&identity));
+        // The handshake has checked this, too, but a connection may outlive the certificate.
+        if !certificate.validity().is_valid() {
+            let until = utc(certificate.validity().not_after.timestamp());
+            return Err(RpcError::Unauthenticated {
+                problem: format!("the certificate of {identity} was valid until {until}; renew it"),
+            });
+        }
         if !roles.contains(&identity.role) {
             let needed: Vec<_> = roles.iter().map(Role::to_string).collect();
             return Err(RpcError::RoleNotAllowed {
@@ -406,6 +424,13 @@ mod tests {
         let garbage = [CertificateDer::from(vec![0x30; 100])];
         let error = allowed.authorise_certificates(&garbage, &roles).unwrap_err();
         assert_eq!(error.reason(), "UNAUTHENTICATED");
+
+        // A connection that was opened in time does not extend the certificate.
+        let identity = Identity::new(Role::Client, "alice").unwrap();
+        let ended = authority.issue_between(&identity, &[], 1_000_000, 2_000_000).unwrap().certificate_der();
+        let error = allowed.authorise_certificates(&[ended], &roles).unwrap_err();
+        assert_eq!(error.reason(), "UNAUTHENTICATED");
+        assert!(error.to_string().contains("client `alice` was valid until 1970-01-24"), "{error}");
 
         assert!(AllowedIdentities::new(&[], &[], &names(&["*"])).is_err());
         assert!(AllowedIdentities::new(&names(&["No"]), &[], &[]).is_err());

@@ -11,7 +11,9 @@
 //!
 //! When a link breaks, the batch under way fails with a [`LaneError`]. The caller then drops what is
 //! left of it by [`Lane::disconnect`], which also ends the batch on the peers, and joins again with
-//! [`Lane::connect`]. Keys and frames of the old links never mix with the new ones.
+//! [`Lane::connect`]. A link also breaks between two batches when a certificate that it was opened with
+//! ends: the next connection takes the certificate that is in use by then. Keys and frames of the old
+//! links never mix with the new ones.
 
 use std::{
     future::{Future, pending},
@@ -26,11 +28,12 @@ use tokio::{runtime::Runtime, sync::mpsc, time};
 use crate::{
     connect::{incoming, quiet_server_builder},
     identity::SERVERS,
+    inspection::utc,
     lane::{
         link::{Dialler, Link},
         service::PeerService,
     },
-    tls::TlsMaterial,
+    reload::ReloadableTls,
     v1::{LaneFrame, TaskPolicy, lane_frame, peer_server::PeerServer},
 };
 
@@ -44,7 +47,7 @@ pub use error::LaneError;
 pub use service::CompareModels;
 
 /// Version of what the servers say to each other; all three must speak the same.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Longest pause between two attempts to dial.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -58,11 +61,21 @@ pub struct LaneConfig {
     /// `host:port` of the peer port of server i + 1 mod 3.
     pub next_address: String,
     /// This server's certificate; it says which server this is.
-    pub tls: TlsMaterial,
+    pub tls: ReloadableTls,
     /// The shared policies of the tasks that this server serves, told to the peers in `Hello`.
     pub tasks: Vec<TaskPolicy>,
     /// Answers the peers' `CompareModel` calls.
     pub models: Arc<dyn CompareModels>,
+    /// Where this server's contributions to the keys of its links come from: [`system_randomness`].
+    pub randomness: FillRandom,
+}
+
+/// Fills bytes at random, or says why that failed.
+pub type FillRandom = Arc<dyn Fn(&mut [u8]) -> Result<(), String> + Send + Sync>;
+
+/// The operating system's randomness.
+pub fn system_randomness() -> FillRandom {
+    Arc::new(|bytes| getrandom::fill(bytes).map_err(|error| error.to_string()))
 }
 
 /// What ended a wait of [`Lane::next_event`].
@@ -99,20 +112,22 @@ impl Lane {
     /// [`LaneError::NotAServer`], [`LaneError::Setup`] or [`LaneError::Connect`] for bad TLS files.
     pub fn new(config: LaneConfig) -> Result<Self, LaneError> {
         let setup = |source| LaneError::Setup { source };
-        let identity = config.tls.identity();
+        let tls = config.tls.current();
+        let identity = tls.identity();
         let party =
             identity.server_index().ok_or_else(|| LaneError::NotAServer { identity: identity.clone() })?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(setup)?;
         let local_address = config.listener.local_addr().map_err(setup)?;
         let tasks: Arc<[TaskPolicy]> = config.tasks.into();
         let (accept, accepted) = mpsc::unbounded_channel();
-        let introduction = link::Introduction { party, lane: config.lane, tasks };
-        let service = PeerService::new(introduction.clone(), config.models, accept);
+        let introduction =
+            link::Introduction { party, lane: config.lane, tasks, randomness: config.randomness };
+        let service = PeerService::new(introduction.clone(), config.models, accept, config.tls.clone());
         let dialler = Dialler::new(introduction, config.next_address, config.tls.clone())?;
-        let mut server = quiet_server_builder(&config.tls)?;
+        let mut server = quiet_server_builder();
         let connections = {
             let _inside = runtime.enter();
-            incoming(config.listener).map_err(setup)?
+            incoming(config.listener, &config.tls).map_err(setup)?
         };
         runtime.spawn(async move {
             let served = server.add_service(PeerServer::new(service)).serve_with_incoming(connections).await;
@@ -157,6 +172,11 @@ impl Lane {
         self.link(neighbour).map_or(&[], |link| &link.tasks)
     }
 
+    /// The version of the neighbour's program, as it told when the link came up; empty without a link.
+    pub fn peer_version(&self, neighbour: Neighbour) -> &str {
+        self.link(neighbour).map_or("", |link| &link.version)
+    }
+
     /// Keys of the randomness shared with each neighbour over the present links: each joins one fresh
     /// contribution of either side. They change with every connection, so numbers of sessions may
     /// begin anew with it. SECRET.
@@ -182,33 +202,43 @@ impl Lane {
         let previous_index = neighbour_index(*party, Neighbour::Previous);
         let begin = Instant::now();
         runtime.block_on(async {
-            link::let_tasks_run().await;
-            next.take_if(|link| link.has_ended());
-            previous.take_if(|link| link.has_ended());
-            let dial = async {
-                if next.is_none() {
-                    *next = Some(dial_until(dialler, begin + patience, patience).await?);
-                }
-                Ok(())
-            };
-            let accept = async {
+            loop {
+                link::let_tasks_run().await;
                 // The newest stream is the one that the peer uses.
                 while let Ok(link) = accepted.try_recv() {
                     *waiting = Some(link);
                     *previous = None;
                 }
+                next.take_if(|link| link.has_ended());
+                previous.take_if(|link| link.has_ended());
                 waiting.take_if(|link| link.has_ended());
                 if previous.is_none() {
                     *previous = waiting.take();
                 }
-                if previous.is_none() {
-                    let accepted = time::timeout_at((begin + patience).into(), accepted.recv()).await;
-                    let late = |_| LaneError::timed_out(previous_index, "dial this server", patience);
-                    *previous = accepted.map_err(late)?;
+                // A link that came first may have ended while the other one was waited for. Taken for
+                // good, it would break at once, and with it the other one: the three could go on so
+                // for ever, each losing what its neighbour has just given up.
+                if next.is_some() && previous.is_some() {
+                    return Ok(());
                 }
-                Ok(())
-            };
-            tokio::try_join!(dial, accept).map(|((), ())| ())
+                let dial = async {
+                    if next.is_none() {
+                        *next = Some(dial_until(dialler, begin + patience, patience).await?);
+                    }
+                    Ok::<_, LaneError>(())
+                };
+                let accept = async {
+                    if previous.is_none() {
+                        let accepted = time::timeout_at((begin + patience).into(), accepted.recv()).await;
+                        let late = |_| LaneError::timed_out(previous_index, "dial this server", patience);
+                        // Without the peer port nobody can dial.
+                        let stopped = || LaneError::NotConnected { peer: previous_index };
+                        *previous = Some(accepted.map_err(late)?.ok_or_else(stopped)?);
+                    }
+                    Ok(())
+                };
+                tokio::try_join!(dial, accept)?;
+            }
         })
     }
 
@@ -309,13 +339,22 @@ impl Lane {
     /// `patience`. A link that is down is left out. `other` must be safe to drop before it finishes.
     ///
     /// # Errors
-    /// [`LaneError::Disconnected`] or [`LaneError::Replaced`].
+    /// [`LaneError::Disconnected`], [`LaneError::Replaced`], or [`LaneError::CertificateEnded`] when the
+    /// certificate of a link has ended since the link came up.
     pub fn next_event<T>(
         &mut self,
         other: impl Future<Output = T>,
         patience: Duration,
     ) -> Result<LaneEvent<T>, LaneError> {
         let peer = self.index_of(Neighbour::Previous);
+        for neighbour in [Neighbour::Next, Neighbour::Previous] {
+            if let Some(link) = self.slot(neighbour).take_if(|link| link.has_expired()) {
+                return Err(LaneError::CertificateEnded {
+                    peer: link.peer,
+                    ended: utc(link.certificates_end),
+                });
+            }
+        }
         let Self { runtime, next, previous, waiting, accepted, .. } = self;
         let woken = runtime.block_on(async {
             tokio::select! {

@@ -1,20 +1,29 @@
 //! gRPC interface: generated code, TLS identities, channels between servers and error statuses.
 //!
 //! - [`v1`]: what travels; the contract is in the head comments of `proto/concilium/v1`.
-//! - [`identity`], [`certificates`], [`tls`]: who is who.
+//! - [`identity`], [`certificates`], [`inspection`]: who is who.
+//! - [`tls`], [`reload`], [`accept`]: certificates in use, replaced while connections are open.
+//! - [`signature`], [`receipt`]: what a server has said, checked by those to whom it matters.
 //! - [`status`]: the one table from errors to gRPC statuses and back.
 //! - [`chunk`]: long byte strings as streams.
-//! - [`connect`]: connections to and of servers.
+//! - [`connect`]: connections to and of servers; [`probe`]: what is wrong with one.
 //! - [`lane`]: the link between the servers, over which the multi-party computation runs.
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a panic is how a test fails"))]
 
+pub mod accept;
 pub mod certificates;
 pub mod chunk;
 pub mod connect;
 pub mod identity;
+pub mod inspection;
 pub mod lane;
+pub mod probe;
+pub mod receipt;
 mod redacted;
+pub mod reload;
+pub mod signature;
 pub mod status;
+pub mod time;
 pub mod tls;
 
 /// Messages, clients and servers generated from `proto/concilium/v1`.

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::v1::{
-    Component, Hello, PredictRequest, ProtocolMessage, ResultChunk, UploadRequest, component,
+    Component, Hello, PredictRequest, ProtocolMessage, ResultChunk, SignedReceipt, UploadRequest, component,
     predict_request, upload_request,
 };
 
@@ -71,6 +71,17 @@ impl fmt::Debug for ResultChunk {
     }
 }
 
+impl fmt::Debug for SignedReceipt {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("SignedReceipt")
+            .field("receipt", &self.receipt)
+            .field("signature", &self.signature)
+            .field("result_key", &Hidden(self.result_key.len()))
+            .finish()
+    }
+}
+
 impl fmt::Debug for Hello {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
@@ -80,6 +91,7 @@ impl fmt::Debug for Hello {
             .field("lane", &self.lane)
             .field("key_contribution", &Hidden(self.key_contribution.len()))
             .field("tasks", &self.tasks)
+            .field("version", &self.version)
             .finish()
     }
 }
@@ -125,6 +137,7 @@ mod tests {
             ),
             format!("{:?}", UploadRequest { message: Some(upload_request::Message::Chunk(secret.clone())) }),
             format!("{:?}", ResultChunk { component_slot: 1, bytes: secret.clone() }),
+            format!("{:?}", SignedReceipt { result_key: secret.clone(), ..SignedReceipt::default() }),
             format!(
                 "{:?}",
                 LaneFrame {

@@ -15,7 +15,7 @@ use thiserror::Error;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, QuotaViolation, StatusExt as _};
 
-use crate::v1::Refusal;
+use crate::{time, v1::Refusal};
 
 /// The domain of every `google.rpc.ErrorInfo` that a server sends.
 pub const ERROR_DOMAIN: &str = "concilium";
@@ -26,6 +26,11 @@ const MAX_FIELD_BYTES: usize = 400;
 
 /// Longest message of a status, in bytes; the limit of the headers is shared with the metadata.
 const MAX_MESSAGE_BYTES: usize = 1200;
+
+/// Codes of a status without a reason, which no server sends: the transport, a proxy or a deadline lost
+/// the call, and it may be repeated.
+pub const TRANSPORT_CODES: [Code; 5] =
+    [Code::Cancelled, Code::DeadlineExceeded, Code::Internal, Code::Unavailable, Code::Unknown];
 
 /// Whether a caller may repeat a refused call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +49,7 @@ macro_rules! error_table {
     ($(
         $(#[$attribute:meta])*
         $variant:ident { $($(#[$field_attribute:meta])* $field:ident: $kind:ty),+ $(,)? }
-        $reason:literal $code:ident $retry:ident $message:literal
+        $reason:literal $code:ident $retry:ident $message:literal $([$($argument:tt)+])?
     )+) => {
         /// Why a call was refused. Every message names the thing that is wrong and the remedy.
         #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -52,7 +57,7 @@ macro_rules! error_table {
         pub enum RpcError {
             $(
                 $(#[$attribute])*
-                #[error($message)]
+                #[error($message $(, $($argument)+)?)]
                 $variant { $($(#[$field_attribute])* $field: $kind),+ },
             )+
             /// A status that is not in the table: from a newer server, a proxy or the transport.
@@ -95,8 +100,8 @@ macro_rules! error_table {
                     // repeat under the same id is never charged twice.
                     Self::Unrecognised { code: Code::Unavailable, .. } => Retry::Repeat,
                     // Every server gives a reason; without one the transport lost the call.
-                    Self::Unrecognised { code: Code::Unknown | Code::Cancelled | Code::Internal, reason, .. }
-                        if reason.is_empty() =>
+                    Self::Unrecognised { code, reason, .. }
+                        if reason.is_empty() && TRANSPORT_CODES.contains(code) =>
                     {
                         Retry::Repeat
                     }
@@ -240,6 +245,8 @@ error_table! {
         task: String,
         /// Epoch of the task.
         epoch: u64,
+        /// Which cap it is: `task_epoch`, `client`, `client_all_tasks`, `window` or `owner`.
+        scope: String,
         /// The cap that would be passed, in words.
         cap: String,
         /// Cost of the request, in nano-rho.
@@ -248,7 +255,26 @@ error_table! {
         left_nano_rho: u64,
     }
     "BUDGET_EXHAUSTED" ResourceExhausted Never
-    "privacy budget of task `{task}` epoch {epoch}: the request costs {needed_nano_rho} nano-rho, but {left_nano_rho} nano-rho are left under {cap}; send fewer rows or wait for a new epoch"
+    "privacy budget of task `{task}` epoch {epoch}: the request costs {needed_nano_rho} nano-rho, but {left_nano_rho} nano-rho are left under {cap}; send fewer rows, or ask the operators what this cap is for"
+
+    /// A task's budget is paced over time, and the present window has too little left.
+    BudgetPaced {
+        /// Task of the request.
+        task: String,
+        /// Epoch of the task.
+        epoch: u64,
+        /// Cost of the request, in nano-rho.
+        needed_nano_rho: u64,
+        /// What is left of the window, in nano-rho.
+        left_nano_rho: u64,
+        /// When enough of it has passed, in milliseconds.
+        retry_after_ms: u64,
+        /// The same as a time, in milliseconds since 1970-01-01 UTC by the server's clock.
+        retry_at_unix_ms: u64,
+    }
+    "BUDGET_PACED" ResourceExhausted AfterDelay
+    "task `{task}` epoch {epoch} paces its privacy budget: the request costs {needed_nano_rho} nano-rho, but {left_nano_rho} nano-rho are left for the present time; call again in {wait}, at {at}, or send fewer rows"
+    [wait = time::wait(*.retry_after_ms), at = time::moment(*.retry_at_unix_ms)]
 
     /// The request id was used before with other content.
     RequestConflict {
@@ -257,6 +283,14 @@ error_table! {
     }
     "REQUEST_CONFLICT" AlreadyExists Never
     "request id {request_id} was used before with other content; use a new random id for a new request"
+
+    /// The request was answered, and the answer is no longer kept.
+    ResultExpired {
+        /// The request id in hexadecimal.
+        request_id: String,
+    }
+    "RESULT_EXPIRED" NotFound Never
+    "the answer of request {request_id} is no longer kept; it stays charged, so ask again under a new id only if its price may be paid again"
 
     /// The request id is being evaluated.
     InProgress {
@@ -282,6 +316,16 @@ error_table! {
     "POLICY_MISMATCH" FailedPrecondition Never
     "task `{task}`: `{key}` is {here} on this server but {there} on {peer}; the operators must configure the same value, clients list the tasks again"
 
+    /// The ledgers of the three servers do not belong together.
+    LedgerDiverged {
+        /// The task that is stopped.
+        task: String,
+        /// Which server's ledger it is, and what differs.
+        problem: String,
+    }
+    "LEDGER_DIVERGED" FailedPrecondition Never
+    "task `{task}` is stopped: {problem}; nothing is answered until the operators of the servers have compared `concilium-operator budget` and let it go on with `concilium-operator budget resume`"
+
     /// No model of the task can vote.
     NoModels {
         /// The task.
@@ -289,6 +333,20 @@ error_table! {
     }
     "NO_MODELS" FailedPrecondition Never
     "task `{task}` has no model that is ready on all three servers; an owner must share one with `concilium-owner share`"
+
+    /// So few models vote that the threshold of a confident label is out of their reach.
+    TooFewModels {
+        /// The task.
+        task: String,
+        /// Votes that the most frequent class needs.
+        threshold: u32,
+        /// Models that vote.
+        models: u32,
+        /// Noise of the test, in words.
+        noise: String,
+    }
+    "TOO_FEW_MODELS" FailedPrecondition Never
+    "task `{task}` answers where {threshold} noisy votes agree, but only {models} models vote: {threshold} > {models}, so only the noise ({noise}) could reach the threshold; owners must share more models, or the operators lower `confidence_votes`"
 
     /// The owner has another model of this name.
     ModelExists {
@@ -322,6 +380,14 @@ error_table! {
     "PEER_UNAVAILABLE" Unavailable Repeat
     "{peer} does not answer ({step}); repeat the call with the same id, and if it goes on, tell that server's operator"
 
+    /// A server cannot use its ledger at the moment.
+    LedgerUnavailable {
+        /// What it cannot do.
+        action: String,
+    }
+    "LEDGER_UNAVAILABLE" Unavailable Repeat
+    "a server's ledger cannot {action} at the moment; nothing is answered without it, so repeat the call with the same id, and if it goes on, tell the operators of the servers, of whom one finds the reason in the log"
+
     /// The server has too much to do.
     Overloaded {
         /// What is full.
@@ -330,7 +396,8 @@ error_table! {
         retry_after_ms: u64,
     }
     "OVERLOADED" Unavailable AfterDelay
-    "{what} is full; call again in {retry_after_ms} ms"
+    "{what} is full; call again in {wait}"
+    [wait = time::wait(*.retry_after_ms)]
 
     /// A fault of the server.
     Internal {
@@ -350,7 +417,9 @@ impl RpcError {
     /// How long the caller must wait before a repeat.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Overloaded { retry_after_ms, .. } => Some(Duration::from_millis(*retry_after_ms)),
+            Self::Overloaded { retry_after_ms, .. } | Self::BudgetPaced { retry_after_ms, .. } => {
+                Some(Duration::from_millis(*retry_after_ms))
+            }
             _ => None,
         }
     }

@@ -22,11 +22,21 @@ fn examples() -> Vec<RpcError> {
         RpcError::BudgetExhausted {
             task: text("digits"),
             epoch: 3,
+            scope: text("client"),
             cap: text("of client `a`"),
             needed_nano_rho: 40_000_000,
             left_nano_rho: 7,
         },
+        RpcError::BudgetPaced {
+            task: text("digits"),
+            epoch: 3,
+            needed_nano_rho: 40_000_000,
+            left_nano_rho: 7,
+            retry_after_ms: 11_520_000,
+            retry_at_unix_ms: 1_795_286_400_000,
+        },
         RpcError::RequestConflict { request_id: text("00ff") },
+        RpcError::ResultExpired { request_id: text("00ff") },
         RpcError::InProgress { request_id: text("00ff") },
         RpcError::PolicyMismatch {
             task: text("digits"),
@@ -35,10 +45,13 @@ fn examples() -> Vec<RpcError> {
             there: text("6"),
             peer: text("server 2"),
         },
+        RpcError::LedgerDiverged { task: text("digits"), problem: text("server 0 went back") },
         RpcError::NoModels { task: text("digits") },
+        RpcError::TooFewModels { task: text("digits"), threshold: 35, models: 20, noise: text("sigma 10") },
         RpcError::ModelExists { task: text("digits"), model: text("m") },
         RpcError::UnknownModel { task: text("digits"), model: text("m"), owner: text("o") },
         RpcError::PeerUnavailable { peer: text("server 1"), step: text("waiting for the plan's reply") },
+        RpcError::LedgerUnavailable { action: text("be read") },
         RpcError::Overloaded { what: text("the queue"), retry_after_ms: 250 },
         RpcError::Internal { problem: text("the ledger is read-only") },
     ]
@@ -66,6 +79,12 @@ fn rich_details_say_when_to_retry_and_which_quota_failed() {
     let delay = details.retry_info().and_then(|retry| retry.retry_delay);
     assert_eq!(delay, Some(Duration::from_millis(250)));
     assert!(RpcError::from_status(&overloaded).retryable());
+
+    let paced = examples().into_iter().find(|error| error.reason() == "BUDGET_PACED").unwrap();
+    let status = Status::from(paced);
+    let delay = status.get_error_details().retry_info().and_then(|retry| retry.retry_delay);
+    assert_eq!(delay, Some(Duration::from_millis(11_520_000)));
+    assert!(status.message().contains("call again in 3 h 12 min, at 2026-11-21 18:40 UTC, or"), "{status}");
 
     let exhausted = examples().into_iter().find(|error| error.reason() == "BUDGET_EXHAUSTED").unwrap();
     assert!(!exhausted.retryable());
@@ -114,46 +133,86 @@ fn what_a_caller_sent_cannot_swell_the_headers() {
     assert!(task.ends_with("ä…"), "cut at a character: {task}");
 }
 
+/// A code as gRPC and the `.proto` files spell it.
+fn spelled(code: Code) -> String {
+    let letters = format!("{code:?}");
+    let letters = letters.chars().enumerate().flat_map(|(position, letter)| {
+        let gap = (position > 0 && letter.is_uppercase()).then_some('_');
+        gap.into_iter().chain([letter.to_ascii_uppercase()])
+    });
+    letters.collect()
+}
+
+#[test]
+fn statuses_without_a_reason_may_be_repeated_when_the_transport_made_them() {
+    for code in (0..=16).map(Code::from_i32) {
+        let error = RpcError::from_status(&Status::new(code, "lost"));
+        assert_eq!(error.retryable(), TRANSPORT_CODES.contains(&code), "{code:?}");
+        let mut details = ErrorDetails::new();
+        details.set_error_info("NEW_REASON", ERROR_DOMAIN, HashMap::new());
+        let error = RpcError::from_status(&Status::with_error_details(code, "newer", details));
+        assert_eq!(error.retryable(), code == Code::Unavailable, "{code:?}");
+    }
+}
+
+/// The rows of the table in a head comment that follows the line which begins with `title`: first word
+/// and the rest.
+fn rows<'a>(head: &'a str, title: &str) -> Vec<(&'a str, &'a str)> {
+    let lines = head.lines().map(|line| line.trim_start_matches("//").trim());
+    let after = lines.skip_while(|line| !line.starts_with(title)).skip(1).skip_while(|line| line.is_empty());
+    let table = after.take_while(|line| !line.is_empty());
+    table.map(|line| line.split_once(' ').map(|(first, rest)| (first, rest.trim())).unwrap()).collect()
+}
+
 #[test]
 fn head_comments_of_the_proto_files_name_the_same_codes() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto/concilium/v1");
+    let examples = examples();
     let mut documented = BTreeSet::new();
-    for name in ["budget", "model_store", "peer", "prediction"] {
-        let text = fs::read_to_string(folder.join(format!("{name}.proto"))).unwrap();
+    let [all @ .., last] = TRANSPORT_CODES.map(spelled);
+    let transport = format!("{} and {last} may then be repeated", all.join(", "));
+    let mut files = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        // Only those who call a service meet a status.
+        if !text.lines().any(|line| line.starts_with("service ")) {
+            continue;
+        }
         let head = text.split("syntax =").next().unwrap();
-        let mut rows = 0;
-        let title = |line: &&str| !line.trim_start_matches("//").trim().starts_with("reason  ");
-        for line in head.lines().skip_while(title).skip(1) {
-            let row = line.trim_start_matches("//").trim();
-            let mut words = row.splitn(2, ' ');
-            let (Some(reason), Some(rest)) = (words.next(), words.next()) else { continue };
-            let mut words = rest.trim().splitn(2, ' ');
-            let (Some(code), Some(retry)) = (words.next(), words.next()) else { continue };
+        let words: Vec<_> = head.split_whitespace().filter(|word| *word != "//").collect();
+        assert!(words.join(" ").contains(&transport), "{name} does not say: {transport}");
+        let codes = rows(head, "reason  ");
+        assert!(codes.len() >= 6, "{name} has {} rows in its table", codes.len());
+        for (reason, rest) in &codes {
             let (_, expected_code, expected_retry) = TABLE
                 .iter()
-                .find(|(candidate, ..)| *candidate == reason)
-                .unwrap_or_else(|| panic!("{name}.proto documents the unknown reason {reason}"));
-            let spelled: String = format!("{expected_code:?}")
-                .chars()
-                .enumerate()
-                .flat_map(|(position, letter)| {
-                    let gap = (position > 0 && letter.is_uppercase()).then_some('_');
-                    gap.into_iter().chain([letter.to_ascii_uppercase()])
-                })
-                .collect();
-            assert_eq!(code, spelled, "{name}.proto, {reason}");
+                .find(|(candidate, ..)| candidate == reason)
+                .unwrap_or_else(|| panic!("{name} documents the unknown reason {reason}"));
+            let (code, retry) = rest.split_once(' ').unwrap();
+            assert_eq!(code, spelled(*expected_code), "{name}, {reason}");
             let retry = match retry.trim() {
                 "no" => Retry::Never,
                 "yes" | "same id" => Retry::Repeat,
                 text if text.contains("RetryInfo") => Retry::AfterDelay,
-                text => panic!("{name}.proto, {reason}: unknown retry rule {text}"),
+                text => panic!("{name}, {reason}: unknown retry rule {text}"),
             };
-            assert_eq!(retry, *expected_retry, "{name}.proto, {reason}");
-            documented.insert(reason.to_owned());
-            rows += 1;
+            assert_eq!(retry, *expected_retry, "{name}, {reason}");
+            documented.insert((*reason).to_owned());
         }
-        assert!(rows >= 6, "{name}.proto has {rows} rows in its table");
+        let metadata = rows(head, "ErrorInfo.metadata ");
+        let reasons = |rows: &[(&str, &str)]| rows.iter().map(|row| row.0.to_owned()).collect::<Vec<_>>();
+        assert_eq!(reasons(&metadata), reasons(&codes), "{name}: both tables have the same reasons");
+        for (reason, fields) in metadata {
+            let example = examples.iter().find(|error| error.reason() == reason).unwrap();
+            let sent: BTreeSet<_> = example.fields().into_keys().collect();
+            let fields: BTreeSet<_> = fields.split(", ").map(str::to_owned).collect();
+            assert_eq!(fields, sent, "{name}, {reason}");
+        }
+        files += 1;
     }
+    assert_eq!(files, 5, "one file for each service");
     let table: BTreeSet<_> = TABLE.iter().map(|(reason, ..)| (*reason).to_owned()).collect();
     assert_eq!(documented, table, "every reason is documented for a caller");
 }

@@ -8,23 +8,29 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use rustls::{crypto::aws_lc_rs, sign::CertifiedKey};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
+use rustls::{
+    CertificateError, RootCertStore, ServerConfig,
+    client::ResolvesClientCert,
+    crypto::aws_lc_rs,
+    server::{WebPkiClientVerifier, danger::ClientCertVerifier},
+    sign::{CertifiedKey, SingleCertAndKey},
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject as _};
 use thiserror::Error;
-use tonic::transport::{Certificate, ClientTlsConfig, Identity as TlsIdentity, ServerTlsConfig};
-use x509_parser::prelude::{FromDer as _, X509Certificate};
+use tonic::transport::{Certificate, ClientTlsConfig, Identity as TlsIdentity};
 use zeroize::Zeroizing;
 
 use crate::{
     certificates::server_dns_name,
     identity::{Identity, IdentityError, SERVERS},
+    inspection::{CertificateInfo, Validity, utc},
 };
 
 /// Largest file that is read, in bytes; a chain of certificates is far smaller.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// How long a TLS handshake may take.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why the TLS files cannot be used.
 #[derive(Debug, Error)]
@@ -84,7 +90,7 @@ pub enum TlsError {
     },
     /// The certificate is not valid any more or not yet.
     #[error(
-        "the certificate `{path}` of {identity} is valid from {from} to {until}; issue a new one or set the clock"
+        "the certificate `{path}` of {identity} is valid from {from} to {until}; renew it or set the clock"
     )]
     NotValidNow {
         /// The file.
@@ -105,6 +111,37 @@ pub enum TlsError {
         path: PathBuf,
         /// Whose certificate it is.
         identity: Identity,
+    },
+    /// The certificate is not one that others accept.
+    #[error("`{path}` is not a usable certificate: {reason}; issue a new one")]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What the TLS library says.
+        reason: String,
+    },
+    /// The files changed to another party's certificate.
+    #[error(
+        "`{path}` is now the certificate of {found}, but this is {expected}; put back that of {expected}"
+    )]
+    OtherIdentity {
+        /// The file.
+        path: PathBuf,
+        /// Whose certificate is in use.
+        expected: Identity,
+        /// Whose certificate it is now.
+        found: Identity,
+    },
+    /// The file of the authorities changed to other authorities altogether.
+    #[error(
+        "`{ca}` now holds none of the authorities that are in use ({trusted}); to change the authority, \
+         first put the old and the new one into the file, or restart with the new one"
+    )]
+    OtherAuthority {
+        /// The file of the authorities.
+        ca: PathBuf,
+        /// Names of the authorities in use.
+        trusted: String,
     },
     /// There is no server of this index.
     #[error("there is no server {server}: the servers are 0, 1 and 2")]
@@ -131,72 +168,102 @@ impl TlsFiles {
     /// # Errors
     /// [`TlsError`] names the file, the holder and the remedy.
     pub fn load(&self) -> Result<TlsMaterial, TlsError> {
-        let ca_pem = read(&self.ca)?;
-        let certificate_pem = read(&self.certificate)?;
-        let key_pem = read(&self.key)?;
-        let authorities = certificates(&self.ca, &ca_pem)?;
-        let chain = certificates(&self.certificate, &certificate_pem)?;
-        let key = PrivateKeyDer::from_pem_slice(&key_pem)
+        install_crypto_provider();
+        self.check(self.read()?)
+    }
+
+    /// Reads the files.
+    pub(crate) fn read(&self) -> Result<Contents, TlsError> {
+        Ok(Contents {
+            ca: read(&self.ca)?,
+            certificate: read(&self.certificate)?,
+            key: Arc::new(read(&self.key)?),
+        })
+    }
+
+    /// Checks what was read.
+    pub(crate) fn check(&self, contents: Contents) -> Result<TlsMaterial, TlsError> {
+        let authorities = certificates(&self.ca, &contents.ca)?;
+        let chain = certificates(&self.certificate, &contents.certificate)?;
+        let key = PrivateKeyDer::from_pem_slice(&contents.key)
             .map_err(|_| TlsError::NoKey { path: self.key.clone() })?;
-        let (leaf, last) = match chain.as_slice() {
-            [] => return Err(TlsError::NoCertificate { path: self.certificate.clone() }),
-            [leaf] => (leaf, leaf),
-            [leaf, .., last] => (leaf, last),
-        };
-        let identity = Identity::from_certificate(leaf)
+        let unreadable = |path: &Path| TlsError::NoCertificate { path: path.to_owned() };
+        let inspect =
+            |path: &Path, der: &CertificateDer<'_>| CertificateInfo::read(der).map_err(|_| unreadable(path));
+        let leaf = chain.first().ok_or_else(|| unreadable(&self.certificate))?;
+        let info = inspect(&self.certificate, leaf)?;
+        let identity = info
+            .identity
+            .clone()
             .map_err(|source| TlsError::Identity { path: self.certificate.clone(), source })?;
-        let (_, parsed) = X509Certificate::from_der(leaf)
-            .map_err(|_| TlsError::NoCertificate { path: self.certificate.clone() })?;
-        let validity = parsed.validity();
-        if !validity.is_valid() {
+        let now = UnixTime::now();
+        let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        if matches!(info.validity_at(seconds), Validity::NotYet | Validity::Expired) {
             return Err(TlsError::NotValidNow {
                 path: self.certificate.clone(),
                 identity,
-                from: validity.not_before.to_string(),
-                until: validity.not_after.to_string(),
+                from: utc(info.not_before),
+                until: utc(info.not_after),
             });
         }
-        let expires_unix_seconds = validity.not_after.timestamp();
-        self.check_authority(&authorities, last)?;
+        let authority_infos =
+            authorities.iter().map(|der| inspect(&self.ca, der)).collect::<Result<Vec<_>, _>>()?;
+        let last = inspect(&self.certificate, chain.last().unwrap_or(leaf))?;
+        let verifier = self.verifier(&authorities)?;
+        let intermediates = chain.get(1..).unwrap_or_default();
+        // What every other party does with our certificate, if its file of authorities is like ours.
+        verifier.verify_client_cert(leaf, intermediates, now).map_err(|error| match error {
+            rustls::Error::InvalidCertificate(
+                CertificateError::UnknownIssuer | CertificateError::BadSignature,
+            ) => TlsError::WrongAuthority {
+                certificate: self.certificate.clone(),
+                ca: self.ca.clone(),
+                issuer: last.issuer.clone(),
+            },
+            error => TlsError::Unusable { path: self.certificate.clone(), reason: error.to_string() },
+        })?;
         let signing_key = aws_lc_rs::sign::any_supported_type(&key)
             .map_err(|_| TlsError::NoKey { path: self.key.clone() })?;
-        if CertifiedKey::new(chain, signing_key).keys_match().is_err() {
+        let certified = CertifiedKey::new(chain.clone(), signing_key);
+        if certified.keys_match().is_err() {
             return Err(TlsError::KeyMismatch {
                 certificate: self.certificate.clone(),
                 key: self.key.clone(),
             });
         }
+        let authority = authority_infos.iter().position(|authority| authority.subject == last.issuer);
         Ok(TlsMaterial {
             files: self.clone(),
             identity,
-            expires_unix_seconds,
-            ca_pem: ca_pem.to_vec(),
-            certificate_pem: certificate_pem.to_vec(),
-            key_pem: Arc::new(key_pem),
+            info,
+            authority: authority.unwrap_or_default(),
+            authority_infos,
+            authorities,
+            verifier,
+            certified: Arc::new(certified),
+            contents,
         })
     }
 
-    /// Compares names only; the signature is verified by whoever we connect to. It finds mixed-up
-    /// files before a handshake fails with less to say.
-    fn check_authority(
+    fn verifier(
         &self,
-        authorities: &[CertificateDer<'_>],
-        last: &CertificateDer<'_>,
-    ) -> Result<(), TlsError> {
-        let unreadable = |path: &Path| TlsError::NoCertificate { path: path.to_owned() };
-        let (_, last) = X509Certificate::from_der(last).map_err(|_| unreadable(&self.certificate))?;
+        authorities: &[CertificateDer<'static>],
+    ) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+        let unusable = |reason: String| TlsError::Unusable { path: self.ca.clone(), reason };
+        let mut roots = RootCertStore::empty();
         for authority in authorities {
-            let (_, authority) = X509Certificate::from_der(authority).map_err(|_| unreadable(&self.ca))?;
-            if authority.subject() == last.issuer() {
-                return Ok(());
-            }
+            roots.add(authority.clone()).map_err(|error| unusable(error.to_string()))?;
         }
-        Err(TlsError::WrongAuthority {
-            certificate: self.certificate.clone(),
-            ca: self.ca.clone(),
-            issuer: last.issuer().to_string(),
-        })
+        WebPkiClientVerifier::builder(Arc::new(roots)).build().map_err(|error| unusable(error.to_string()))
     }
+}
+
+/// The bytes of the three files.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Contents {
+    ca: Zeroizing<Vec<u8>>,
+    certificate: Zeroizing<Vec<u8>>,
+    key: Arc<Zeroizing<Vec<u8>>>,
 }
 
 /// One party's checked certificate and key. Has no `Debug`, because of the key.
@@ -204,10 +271,14 @@ impl TlsFiles {
 pub struct TlsMaterial {
     files: TlsFiles,
     identity: Identity,
-    expires_unix_seconds: i64,
-    ca_pem: Vec<u8>,
-    certificate_pem: Vec<u8>,
-    key_pem: Arc<Zeroizing<Vec<u8>>>,
+    info: CertificateInfo,
+    /// Place in `authority_infos` of the one that signed the own certificate.
+    authority: usize,
+    authority_infos: Vec<CertificateInfo>,
+    authorities: Vec<CertificateDer<'static>>,
+    verifier: Arc<dyn ClientCertVerifier>,
+    certified: Arc<CertifiedKey>,
+    contents: Contents,
 }
 
 impl TlsMaterial {
@@ -221,27 +292,68 @@ impl TlsMaterial {
         &self.files
     }
 
-    /// End of the certificate's validity; the Unix epoch if it lies before that.
-    pub fn expires(&self) -> SystemTime {
-        UNIX_EPOCH + Duration::from_secs(u64::try_from(self.expires_unix_seconds).unwrap_or(0))
+    /// What the certificate says.
+    pub fn info(&self) -> &CertificateInfo {
+        &self.info
     }
 
-    /// Settings for accepting connections: only from holders of a certificate of the authority.
+    /// The authority that signed the certificate.
+    pub fn authority(&self) -> &CertificateInfo {
+        &self.authority_infos[self.authority]
+    }
+
+    /// All authorities whose certificates are accepted.
+    pub fn authorities(&self) -> &[CertificateInfo] {
+        &self.authority_infos
+    }
+
+    /// End of the certificate's validity; the Unix epoch if it lies before that.
+    pub fn expires(&self) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(u64::try_from(self.info.not_after).unwrap_or(0))
+    }
+
+    /// Whether it was made of these bytes.
+    pub(crate) fn is_made_of(&self, contents: &Contents) -> bool {
+        self.contents == *contents
+    }
+
+    /// Whether it accepts an authority that `other` accepts as well.
+    pub(crate) fn shares_authority(&self, other: &TlsMaterial) -> bool {
+        self.authorities.iter().any(|authority| other.authorities.contains(authority))
+    }
+
+    /// Settings for accepting connections that speak one of `protocols` (ALPN): only from holders of a
+    /// certificate of an authority in the file. Each call makes settings without remembered sessions.
     ///
     /// # Errors
     /// [`TlsError::NotAServer`].
-    pub fn server_tls(&self) -> Result<ServerTlsConfig, TlsError> {
-        install_crypto_provider();
+    pub fn server_config(&self, protocols: &[&[u8]]) -> Result<Arc<ServerConfig>, TlsError> {
         if self.identity.server_index().is_none() {
             return Err(TlsError::NotAServer {
                 path: self.files.certificate.clone(),
                 identity: self.identity.clone(),
             });
         }
-        Ok(ServerTlsConfig::new()
-            .identity(TlsIdentity::from_pem(&self.certificate_pem, self.key_pem.as_slice()))
-            .client_ca_root(Certificate::from_pem(&self.ca_pem))
-            .timeout(HANDSHAKE_TIMEOUT))
+        let mut config = ServerConfig::builder()
+            .with_client_cert_verifier(Arc::clone(&self.verifier))
+            .with_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(&self.certified))));
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+        Ok(Arc::new(config))
+    }
+
+    /// The own certificate and key, for connecting without gRPC.
+    pub fn client_certificate(&self) -> Arc<dyn ResolvesClientCert> {
+        Arc::new(SingleCertAndKey::from(Arc::clone(&self.certified)))
+    }
+
+    /// The accepted authorities' certificates.
+    pub fn authority_certificates(&self) -> &[CertificateDer<'static>] {
+        &self.authorities
+    }
+
+    /// The own certificate and key, for signing.
+    pub(crate) fn certified(&self) -> &CertifiedKey {
+        &self.certified
     }
 
     /// Settings for connecting to the server of this index: whatever address is dialled, the other
@@ -250,13 +362,13 @@ impl TlsMaterial {
     /// # Errors
     /// [`TlsError::NoSuchServer`].
     pub fn client_tls(&self, server: u8) -> Result<ClientTlsConfig, TlsError> {
-        install_crypto_provider();
         if usize::from(server) >= SERVERS {
             return Err(TlsError::NoSuchServer { server });
         }
+        let Contents { ca, certificate, key } = &self.contents;
         Ok(ClientTlsConfig::new()
-            .identity(TlsIdentity::from_pem(&self.certificate_pem, self.key_pem.as_slice()))
-            .ca_certificate(Certificate::from_pem(&self.ca_pem))
+            .identity(TlsIdentity::from_pem(certificate.as_slice(), key.as_slice()))
+            .ca_certificate(Certificate::from_pem(ca.as_slice()))
             .domain_name(server_dns_name(server))
             .timeout(HANDSHAKE_TIMEOUT))
     }
@@ -310,12 +422,12 @@ mod tests {
         let server = issue(Role::Server, "server-0");
         let client = issue(Role::Client, "alice");
         let material = server.load().unwrap();
-        assert!(material.server_tls().is_ok());
+        assert!(material.server_config(&[b"h2"]).is_ok());
         assert!(material.client_tls(2).is_ok());
         assert!(matches!(material.client_tls(3), Err(TlsError::NoSuchServer { server: 3 })));
         assert!(material.expires() > SystemTime::now());
         let material = client.load().unwrap();
-        assert!(matches!(material.server_tls(), Err(TlsError::NotAServer { .. })));
+        assert!(matches!(material.server_config(&[]), Err(TlsError::NotAServer { .. })));
 
         let mixed = TlsFiles { key: client.key.clone(), ..server.clone() };
         let error = mixed.load().err().unwrap();

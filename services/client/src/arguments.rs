@@ -26,9 +26,36 @@ pub struct Arguments {
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
     /// Predict the rows of a file.
-    Predict(PredictArguments),
+    Predict(Box<PredictArguments>),
     /// List the tasks that the servers serve, with their prices and what is left of the budget.
     Tasks,
+    /// What you have spent, and all that can refuse a request: caps, the spending window with the time at
+    /// which the next row fits, stops.
+    Budget {
+        /// Only this task.
+        #[arg(long, value_name = "TASK")]
+        task: Option<String>,
+    },
+    /// Check the servers' signed receipts in a file that `predict --json` wrote; needs no server.
+    Receipt {
+        /// What to do.
+        #[command(subcommand)]
+        command: ReceiptCommand,
+    },
+}
+
+/// The subcommands of `receipt`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum ReceiptCommand {
+    /// Check that three servers signed each receipt, say the same, and say what the file says.
+    Verify {
+        /// The file.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// The authorities whose servers are believed, in PEM.
+        #[arg(long, value_name = "FILE", default_value = "certificates/ca.pem")]
+        ca: PathBuf,
+    },
 }
 
 /// Arguments of `predict`.
@@ -54,6 +81,11 @@ pub struct PredictArguments {
     /// Most rows of one request. The task sets a limit, which is used otherwise.
     #[arg(long, value_name = "N")]
     pub batch: Option<NonZeroUsize>,
+    /// Make requests that the same command can repeat after a crash: ids and shares are derived from the
+    /// key in this file, 64 hexadecimal digits, and from the rows. A missing file is made. Keep it as
+    /// secret as the rows.
+    #[arg(long, value_name = "FILE")]
+    pub repeat_key: Option<PathBuf>,
     /// Print the table only: no progress bar, no receipt.
     #[arg(long)]
     pub quiet: bool,
@@ -62,8 +94,10 @@ pub struct PredictArguments {
 const AFTER_HELP: &str = "\
 Examples:
   concilium-client tasks
+  concilium-client budget --task digits
   concilium-client predict --task digits --input test_inputs.npy --rows 0..20
   concilium-client predict --task digits --input test.npz:x --labels test.npz:y --json answers.json
+  concilium-client receipt verify answers.json --ca certificates/ca.pem
 
 Configuration (client.toml), with paths relative to the file; each key can be overridden by a
 variable such as CONCILIUM_TLS__KEY:
@@ -89,9 +123,15 @@ Every row is paid for from the privacy budget; the receipt shows what was charge
 A row that lies outside the task's ranges is refused before anything is sent or charged. A lost
 connection is repeated under the same request id, which is charged once only.
 
+With --repeat-key this holds beyond the life of the process: the same rows under the same key, --rows
+and --batch are the same requests, so the command can be run again and pays only for what was not
+answered before. What was answered comes back with the same noise. For a fresh answer to the same
+rows, which is charged, leave the option out or name another file.
+
 Examples:
   concilium-client predict --task digits --input test_inputs.npy --rows ..5
-  concilium-client predict --task heart --input patients.csv --labels outcome.csv --batch 16";
+  concilium-client predict --task heart --input patients.csv --labels outcome.csv --batch 16
+  concilium-client predict --task heart --input patients.csv --repeat-key repeat.key";
 
 #[cfg(test)]
 mod tests {
@@ -122,6 +162,8 @@ mod tests {
             "2..",
             "--batch",
             "7",
+            "--repeat-key",
+            "r.key",
             "--config",
             "c.toml",
         ])
@@ -130,6 +172,7 @@ mod tests {
         let Command::Predict(predict) = arguments.command else { panic!("another command") };
         assert_eq!((predict.task.as_str(), predict.batch), ("t", NonZeroUsize::new(7)));
         assert_eq!(predict.input.to_string(), "x.npz:a");
+        assert_eq!(predict.repeat_key, Some(PathBuf::from("r.key")));
         for wrong in [
             &["--task", "t", "--input", "x.txt"][..],
             &["--task", "t", "--input", "x.npy", "--rows", "5"],

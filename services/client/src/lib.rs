@@ -1,11 +1,12 @@
 //! The program with which a client asks for predictions.
 //!
 //! Thin: [`arguments`] says what it takes, [`selection`] reads the rows, [`report`] writes the
-//! answers; the work is done by `concilium-client-library`.
+//! answers, [`receipt`] checks the receipts of answers; the work is done by `concilium-client-library`.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a panic is how a test fails"))]
 
 pub mod arguments;
+pub mod receipt;
 pub mod report;
 pub mod selection;
 
@@ -15,12 +16,16 @@ use std::{
     path::Path,
 };
 
-use arguments::{Arguments, Command, PredictArguments};
+use arguments::{Arguments, Command, PredictArguments, ReceiptCommand};
 use concilium_client_library::{
-    Connection, ConnectionConfig, Predictor,
+    Connection, ConnectionConfig, Predictor, RepeatKey,
+    budget::Budgets,
+    budget_tables,
+    operations::Servers,
     predict::RequestAnswer,
     terminal::{Failure, FailureClass, Output},
 };
+use concilium_privacy::{Clock as _, SystemClock};
 use indicatif::{ProgressBar, ProgressStyle};
 use report::Report;
 
@@ -32,9 +37,18 @@ pub async fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut output = Output::standard();
     match &arguments.command {
         Command::Predict(predict) => run_predict(&arguments.config, predict, &mut output).await,
+        Command::Receipt { command: ReceiptCommand::Verify { file, ca } } => {
+            receipt::verify(file, ca, &mut output)
+        }
         Command::Tasks => {
             let connection = Connection::open(&ConnectionConfig::load(&arguments.config)?)?;
             report::tasks(&connection.tasks().await?, &mut output)
+        }
+        Command::Budget { task } => {
+            let connection = Connection::open(&ConnectionConfig::load(&arguments.config)?)?;
+            let budgets = Budgets::read(&connection, Servers::All, task.as_deref()).await;
+            let now_ms = i64::try_from(SystemClock.now_ms()).unwrap_or(i64::MAX);
+            budget_tables::print(&budgets.agreed()?, now_ms, &mut output)
         }
     }
 }
@@ -47,12 +61,16 @@ async fn run_predict(
     // Local mistakes are found before any server is asked.
     let config = ConnectionConfig::load(config)?;
     let selection = selection::read(&arguments.input, arguments.labels.as_ref(), arguments.rows.as_ref())?;
+    let repeat_key = arguments.repeat_key.as_deref().map(RepeatKey::load_or_create).transpose()?;
     let connection = Connection::open(&config)?;
     let task = connection.task(&arguments.task).await?;
     selection.check_labels(&task)?;
     let mut predictor = Predictor::new(&connection, task);
     if let Some(rows) = arguments.batch {
         predictor = predictor.with_rows_per_request(rows.get());
+    }
+    if let Some(key) = repeat_key {
+        predictor = predictor.with_repeat_key(key);
     }
     let bar = progress_bar(selection.rows.nrows(), arguments.quiet);
     let outcome = predictor

@@ -31,7 +31,9 @@ fn help_teaches() {
     let folder = tempfile::tempdir().unwrap();
     let output = program(folder.path()).arg("--help").output().unwrap();
     let help = String::from_utf8(output.stdout).unwrap();
-    for needle in ["Examples:", "Exit codes:", "CONCILIUM_CONFIG", "client.toml", "predict", "tasks"] {
+    for needle in
+        ["Examples:", "Exit codes:", "CONCILIUM_CONFIG", "client.toml", "predict", "tasks", "receipt"]
+    {
         assert!(help.contains(needle), "{needle}: {help}");
     }
     assert!(output.status.success());

@@ -8,10 +8,10 @@ use std::io;
 use std::net::TcpListener;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use concilium_client_library::budget::{Servers, statuses};
+use concilium_client_library::operations::{Servers, statuses};
 use concilium_client_library::{Connection, ConnectionConfig};
 use concilium_rpc::certificates::{Authority, AuthorityError};
 use concilium_rpc::identity::{Identity, IdentityError, Role};
@@ -19,7 +19,7 @@ use concilium_rpc::tls::TlsFiles;
 use thiserror::Error;
 
 /// Days for which the certificates of a local cluster are valid.
-const CERTIFICATE_DAYS: u32 = 30;
+const CERTIFICATE_DAYS: u32 = 90;
 /// How long a server may take to end by itself before it is killed.
 const END_PATIENCE: Duration = Duration::from_secs(15);
 /// Ports that servers may get.
@@ -97,6 +97,7 @@ pub struct Cluster {
     program: ServerProgram,
     authority: Authority,
     addresses: [String; 3],
+    web_addresses: [String; 3],
     servers: [Option<Child>; 3],
 }
 
@@ -113,13 +114,31 @@ impl Cluster {
         tasks: [&str; 3],
         extra: &str,
     ) -> Result<Self, ClusterError> {
+        let mut cluster = Self::prepare(folder, program, tasks, [extra; 3])?;
+        for server in 0..3 {
+            cluster.start_server(server)?;
+        }
+        Ok(cluster)
+    }
+
+    /// As [`Self::start`], without starting a server, and with an end of its own for each server's
+    /// configuration.
+    ///
+    /// # Errors
+    /// [`ClusterError`].
+    pub fn prepare(
+        folder: &Path,
+        program: ServerProgram,
+        tasks: [&str; 3],
+        extra: [&str; 3],
+    ) -> Result<Self, ClusterError> {
         let authority = Authority::create()?;
         let certificates = folder.join("certificates");
         write_folder(&certificates)?;
         authority.save(&certificates)?;
         let ports = free_ports().map_err(ClusterError::Ports)?;
         let peers = [0, 1, 2].map(|server| format!("\"127.0.0.1:{}\"", ports[3 + server])).join(", ");
-        for (server, tasks) in tasks.into_iter().enumerate() {
+        for (server, (tasks, extra)) in tasks.into_iter().zip(extra).enumerate() {
             let identity = Identity::server(server as u8)?;
             let files = authority
                 .issue(&identity, &["localhost".to_owned(), "127.0.0.1".to_owned()], CERTIFICATE_DAYS)?
@@ -132,22 +151,26 @@ impl Cluster {
                 "listen = \"127.0.0.1:{}\"\npeer_listen = \"127.0.0.1:{}\"\npeers = [{peers}]\n\
                  data_directory = \"data\"\ntasks_file = \"tasks.toml\"\n\n\
                  [tls]\nca = {}\ncertificate = {}\nkey = {}\n\n\
-                 [identities]\nowners = [\"*\"]\nclients = [\"*\"]\noperators = [\"operator\"]\n\n{extra}",
+                 [identities]\nowners = [\"*\"]\nclients = [\"*\"]\noperators = [\"operator\"]\n\n\
+                 [web]\nlisten = \"127.0.0.1:{}\"\n\n{extra}",
                 ports[server],
                 ports[3 + server],
                 path(&files.ca),
                 path(&files.certificate),
                 path(&files.key),
+                ports[6 + server],
             );
             write(&home.join("server.toml"), &text)?;
         }
-        let addresses = [0, 1, 2].map(|server| format!("127.0.0.1:{}", ports[server]));
-        let folder = folder.to_owned();
-        let mut cluster = Cluster { folder, program, authority, addresses, servers: [None, None, None] };
-        for server in 0..3 {
-            cluster.start_server(server)?;
-        }
-        Ok(cluster)
+        let addresses = |first: usize| [0, 1, 2].map(|server| format!("127.0.0.1:{}", ports[first + server]));
+        Ok(Cluster {
+            folder: folder.to_owned(),
+            program,
+            authority,
+            addresses: addresses(0),
+            web_addresses: addresses(6),
+            servers: [None, None, None],
+        })
     }
 
     /// Starts one server that does not run, with the configuration that is in its folder.
@@ -193,6 +216,35 @@ impl Cluster {
         }
     }
 
+    /// The id of a server's process, while it is kept running.
+    pub fn process(&self, server: usize) -> Option<u32> {
+        self.servers[server].as_ref().map(Child::id)
+    }
+
+    /// The process of one server, for signals to it.
+    pub fn process_id(&self, server: usize) -> Option<u32> {
+        self.servers[server].as_ref().map(Child::id)
+    }
+
+    /// Waits for a server to end by itself; `None` when it still runs after `patience`.
+    ///
+    /// # Errors
+    /// What the system says about the process.
+    pub fn wait_for_end(&mut self, server: usize, patience: Duration) -> io::Result<Option<ExitStatus>> {
+        let begin = Instant::now();
+        while let Some(child) = &mut self.servers[server] {
+            if let Some(status) = child.try_wait()? {
+                self.servers[server] = None;
+                return Ok(Some(status));
+            }
+            if begin.elapsed() > patience {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(None)
+    }
+
     /// The folder of one server.
     pub fn home(&self, server: usize) -> PathBuf {
         self.folder.join(format!("server-{server}"))
@@ -211,6 +263,11 @@ impl Cluster {
     /// `host:port` of the servers for clients, owners and operators.
     pub fn addresses(&self) -> &[String; 3] {
         &self.addresses
+    }
+
+    /// `host:port` of one server's web page and metrics, over plain HTTP.
+    pub fn web_address(&self, server: usize) -> &str {
+        &self.web_addresses[server]
     }
 
     /// Issues a certificate and gives the configuration with which its holder connects.
@@ -314,15 +371,15 @@ impl Drop for Cluster {
     }
 }
 
-/// Six ports that were free a moment ago.
+/// Nine ports that were free a moment ago.
 ///
 /// They lie below those that systems give to outgoing connections, which could otherwise take one
 /// before its server does, and are drawn at random, so that clusters that start at the same time
 /// hardly ever meet.
-fn free_ports() -> io::Result<[u16; 6]> {
+fn free_ports() -> io::Result<[u16; 9]> {
     // All are held until all are known, so that none is given out twice.
     let mut listeners = Vec::new();
-    let mut ports = [0; 6];
+    let mut ports = [0; 9];
     let mut attempts = 0;
     while listeners.len() < ports.len() {
         let port = rand::random_range(PORTS);

@@ -22,10 +22,7 @@ fn main() -> ExitCode {
         Err(error) => return terminal::exit(Err(Failure::new(FailureClass::Local, &error))),
     };
     let code = match &arguments.command {
-        Some(Command::Server { config }) => {
-            let served = runtime.block_on(server::serve(config));
-            terminal::exit(served.map_err(|error| Failure::new(FailureClass::Local, error.as_ref())))
-        }
+        Some(Command::Server { config }) => terminal::exit(runtime.block_on(server::serve(config))),
         None => match runtime.block_on(demonstrate(&arguments.demonstration)) {
             Ok(code) => code,
             Err(failure) => terminal::exit(Err(failure)),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use concilium_client_library::answer::Released;
+use concilium_client_library::operations::Servers;
 use concilium_client_library::predict::RequestAnswer;
 use concilium_client_library::{Connection, Predictor, Task, budget};
 use concilium_owner::{ShareOptions, share_model};
@@ -175,7 +176,7 @@ async fn share_one(connection: Connection, task: String, owner: Arc<Owner>) -> R
 /// What the three ledgers say.
 async fn read_budgets(cluster: &Cluster, task: &str) -> Result<[Spent; 3], DemoError> {
     let operator = Connection::open(&cluster.member(Role::Operator, "operator")?)?;
-    let answers = budget::budgets(&operator, budget::Servers::All, Some(task)).await;
+    let answers = budget::budgets(&operator, Servers::All, Some(task)).await;
     let answers = answers.into_iter().collect::<Result<Vec<_>, _>>()?;
     let mut spent = [Spent { rho: 0.0, epsilon: 0.0, delta: 0.0 }; 3];
     for (server, (answer, spent)) in answers.iter().zip(&mut spent).enumerate() {
@@ -202,7 +203,7 @@ fn report(
     outcome: &Outcome,
 ) -> Report {
     let answers = &outcome.answers;
-    let labels: Vec<usize> = answers.iter().flat_map(|answer| answer.released.labels()).collect();
+    let labels: Vec<usize> = answers.iter().flat_map(|answer| answer.released.labels()).flatten().collect();
     let latencies: Vec<f64> =
         answers.iter().map(|answer| answer.timing.latency.as_secs_f64() * 1e3).collect();
     let truth = data.labels.as_deref();
@@ -254,7 +255,7 @@ fn histograms(answers: &[RequestAnswer]) -> Option<Vec<Vec<i64>>> {
     for answer in answers {
         match &answer.released {
             Released::Histograms(counts) => rows.extend(counts.outer_iter().map(|row| row.to_vec())),
-            Released::Labels(_) => return None,
+            _ => return None,
         }
     }
     Some(rows)

@@ -3,7 +3,8 @@
 use std::io::{self, Read as _};
 use std::path::Path;
 
-use concilium_server::ServerConfig;
+use concilium_client_library::terminal::Failure;
+use concilium_server::Randomness;
 use tokio::sync::oneshot;
 
 /// Runs the server of this configuration until a signal comes or standard input ends.
@@ -12,10 +13,8 @@ use tokio::sync::oneshot;
 /// with it even if that process is killed.
 ///
 /// # Errors
-/// As [`concilium_server::run`].
-pub async fn serve(config: &Path) -> anyhow::Result<()> {
-    concilium_server::log::start();
-    let config = ServerConfig::load(config)?;
+/// As [`concilium_server::start`].
+pub async fn serve(config: &Path) -> Result<(), Failure> {
     let ended = standard_input_ended();
     let stop = async {
         tokio::select! {
@@ -23,7 +22,7 @@ pub async fn serve(config: &Path) -> anyhow::Result<()> {
             _ = ended => tracing::info!("standard input ended"),
         }
     };
-    concilium_server::run(config, stop).await
+    concilium_server::start(config, false, &Randomness::system(), stop).await
 }
 
 /// Finishes when nothing more can be read from standard input.

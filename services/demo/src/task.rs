@@ -1,9 +1,9 @@
 //! The task of a demonstration: its policy, and the file in which the three servers read it.
 
-use concilium_client_library::task::describe_release;
 use concilium_network::InputDomain;
 use concilium_privacy::{
-    Delta, Mechanism, MechanismError, NanoRho, NoiseScale, PolicyError, Release, TaskPolicy,
+    Delta, Mechanism, MechanismError, NanoRho, NoiseScale, PolicyError, PrivacyUnit, Release, Sensitivity,
+    TaskPolicy,
 };
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -64,17 +64,23 @@ impl TaskPlan {
         request_rows: usize,
     ) -> Result<Self, TaskError> {
         let queries = data.inputs.nrows();
-        let row = mechanism.cost(release, data.classes)?;
+        let row = mechanism.cost(Sensitivity::OF_ONE_VOTE, data.classes)?;
         let cap_total = row.checked_mul(queries as u64).ok_or(TaskError::Budget { queries, row })?;
         let policy = TaskPolicy {
             task: data.task.clone(),
             epoch: EPOCH,
             release,
             mechanism,
+            threshold: None,
+            unit: PrivacyUnit::Record,
+            models_per_owner: 1,
             bins: data.classes,
             cap_total,
             cap_per_client: None,
+            cap_per_client_all_tasks: None,
+            window: None,
             delta: DELTA.parse::<Delta>().expect("1e-5 is a decimal number of 18 places"),
+            declaration: None,
         };
         policy.validate()?;
         Ok(TaskPlan { policy, domain: data.domain.clone(), fractional_bits, request_rows })
@@ -98,7 +104,7 @@ impl TaskPlan {
             input_maximum: Bound::new(self.domain.maximum()),
             fractional_bits: self.fractional_bits,
             classes: self.policy.bins,
-            release: describe_release(self.policy.release),
+            release: self.policy.release.name(),
             sigma,
             scale,
             budget_rho: self.policy.cap_total,
@@ -172,7 +178,7 @@ mod tests {
         data.domain = InputDomain::new(vec![1, 8, 8], minimum.clone(), vec![1e-300]).unwrap();
         let mechanism = Mechanism::DiscreteLaplace { scale: "2.5".parse().unwrap() };
         let plan = TaskPlan::new(&data, Release::Histogram, mechanism, 14, 3).unwrap();
-        let file: TaskFile = toml::from_str(&plan.file().unwrap()).unwrap();
+        let file = TaskFile::parse(&plan.file().unwrap(), "tasks.toml".as_ref()).unwrap();
         let section = &file.tasks["digits"];
         assert_eq!(section.input_shape, [1, 8, 8]);
         assert!(matches!(section.input_maximum, ServerBound::One(1e-300)));

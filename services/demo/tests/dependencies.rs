@@ -8,16 +8,18 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 /// The libraries, lowest first; each may depend on those before it. Services may depend on anything.
-const LIBRARIES: [&str; 7] = ["ring", "mpc", "network", "inference", "privacy", "rpc", "client"];
+const LIBRARIES: [&str; 9] =
+    ["ring", "mpc", "network", "inference", "privacy", "audit", "postgres", "rpc", "client"];
 
 /// What a library must not reach, directly or through others: an asynchronous runtime and gRPC below
 /// `rpc`, and a store below `privacy`.
-const FORBIDDEN: [(&str, &[&str]); 5] = [
+const FORBIDDEN: [(&str, &[&str]); 6] = [
     ("ring", &["tokio", "tonic", "hyper", "redb", "rustls"]),
     ("mpc", &["tokio", "tonic", "hyper", "redb", "rustls"]),
     ("network", &["tokio", "tonic", "hyper", "redb", "rustls"]),
     ("inference", &["tokio", "tonic", "hyper", "redb", "rustls"]),
     ("privacy", &["tokio", "tonic", "hyper", "rustls"]),
+    ("audit", &["tokio", "tonic", "hyper", "rustls"]),
 ];
 
 fn root() -> PathBuf {

@@ -1,28 +1,20 @@
-//! The README's quick start, run as it is written, and the sample configurations, read by the
-//! programs' own loaders.
+//! The README's quick start, run as it is written.
 #![cfg(unix)]
 
-use std::collections::HashMap;
+mod documents;
+
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use concilium_client_library::ConnectionConfig;
-use concilium_network::limits::{MAXIMUM_FRACTIONAL_BITS, MINIMUM_FRACTIONAL_BITS};
-use concilium_network::{InputDomain, import_file, quantise};
-use concilium_privacy::{Mechanism, Release};
-use concilium_server::ServerConfig;
 use concilium_server::config::TaskFile;
+use documents::{blocks, programs, read, root};
 use serde_json::Value;
-
-/// The lines between which the README's quick start is run.
-const BEGIN: &str = "<!-- quick-start: begin -->";
-const END: &str = "<!-- quick-start: end -->";
 
 /// The programs that the quick start calls.
 const PROGRAMS: [&str; 4] = ["concilium-server", "concilium-owner", "concilium-client", "concilium-operator"];
@@ -34,54 +26,16 @@ const OWNERS: u64 = 50;
 /// After this the script is given up. It takes a fraction of it on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the workspace is there")
-}
-
-fn read(path: &Path) -> String {
-    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-}
-
 /// The shell commands of all marked blocks, one after the other.
 fn quick_start() -> String {
-    let readme = read(&root().join("README.md"));
-    let mut script = String::new();
-    for block in readme.split(BEGIN).skip(1) {
-        let (block, _) = block.split_once(END).expect("every begin of the quick start has an end");
-        let commands = block.trim().strip_prefix("```sh\n").and_then(|block| block.strip_suffix("```"));
-        script += commands.expect("a marked block holds one block of shell commands and nothing else");
-    }
-    script
-}
-
-/// Builds the programs, which no dependency of this test does, and gives their folder.
-fn programs() -> PathBuf {
-    // <target>/<profile>/deps/quick_start-<hash>
-    let test = std::env::current_exe().expect("a test has a file");
-    let folder = test.ancestors().nth(2).expect("the folder of the profile");
-    let target = folder.parent().expect("the target folder");
-    let profile = match folder.file_name().and_then(|name| name.to_str()) {
-        Some("debug") => "dev",
-        Some(profile) => profile,
-        None => panic!("{} names no profile", folder.display()),
-    };
-    let built = Command::new(env!("CARGO"))
-        // The whole workspace, so that features are what `cargo test --workspace` has built with.
-        .args(["build", "--quiet", "--workspace", "--bins", "--profile", profile, "--target-dir"])
-        .arg(target)
-        .current_dir(root())
-        .status()
-        .expect("cargo runs");
-    assert!(built.success(), "the programs can't be built");
-    for program in PROGRAMS {
-        assert!(folder.join(program).exists(), "{program} is not in {}", folder.display());
-    }
-    folder.to_owned()
+    let blocks = blocks(&read(&root().join("README.md")));
+    let marked = blocks.into_iter().filter(|block| block.places == ["quick-start"]);
+    marked.map(|block| block.commands).collect()
 }
 
 /// A copy of the sample configurations in `folder`, with ports that are free on this machine.
 fn copy_samples(folder: &Path) {
-    let written = [7400, 7401, 7402, 7410, 7411, 7412];
+    let written = [7400, 7401, 7402, 7410, 7411, 7412, 7480, 7481, 7482];
     // Below the ports that systems give to outgoing connections, which could take one meanwhile. All
     // are held until all are known.
     let free = |_| loop {
@@ -93,6 +47,10 @@ fn copy_samples(folder: &Path) {
     fs::create_dir_all(folder).expect("a folder for the samples");
     for name in samples() {
         let mut text = read(&root().join("docs/samples").join(&name));
+        if let Some(server) = name.strip_prefix("server-").and_then(|rest| rest.strip_suffix(".toml")) {
+            // The default, written down so that it is replaced below.
+            text += &format!("\n[web]\nlisten = \"127.0.0.1:748{server}\"\n");
+        }
         for (written, listener) in written.iter().zip(&listeners) {
             let free = listener.local_addr().expect("a bound socket has an address").port();
             text = text.replace(&format!("127.0.0.1:{written}"), &format!("127.0.0.1:{free}"));
@@ -104,13 +62,11 @@ fn copy_samples(folder: &Path) {
     }
 }
 
-/// File names of the samples.
+/// File names of the basic samples.
 fn samples() -> Vec<String> {
     let entries = fs::read_dir(root().join("docs/samples")).expect("the samples are there");
-    let mut names: Vec<_> =
-        entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect();
-    names.sort();
-    names
+    let names = entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.ends_with(".toml")).collect()
 }
 
 /// A shell in a process group of its own. Dropping it ends whatever is left of the group: a script
@@ -171,7 +127,7 @@ impl Drop for Shell {
 
 #[test]
 fn the_quick_start_does_what_it_says() {
-    let programs = programs();
+    let programs = programs(&PROGRAMS);
     let folder = tempfile::tempdir().expect("a temporary folder");
     let home = folder.path();
     // The folder looks like the root of the repository, so the commands need no change at all.
@@ -237,54 +193,4 @@ fn check_budget(stdout: &str) {
 fn class_names() -> Vec<String> {
     let file = TaskFile::load(&root().join("docs/samples/tasks.toml")).expect("the sample is read");
     file.tasks["digits"].class_names.clone()
-}
-
-#[test]
-fn samples_are_read_by_the_programs() {
-    let folder = root().join("docs/samples");
-    let expected = ["client", "operator", "owner", "server-0", "server-1", "server-2", "tasks"];
-    assert_eq!(samples(), expected.map(|name| format!("{name}.toml")));
-    let mut servers = Vec::new();
-    for server in 0..3 {
-        let path = folder.join(format!("server-{server}.toml"));
-        let config = ServerConfig::load_with(&path, HashMap::new()).expect("the sample is read");
-        assert_eq!(config.listen.port(), 7400 + server);
-        assert_eq!(config.peers[usize::from(server)], config.peer_listen.to_string());
-        assert_eq!(config.tls.certificate, folder.join(format!("certificates/server-{server}.pem")));
-        assert_eq!(config.tasks_file, folder.join("tasks.toml"));
-        // What the comment beside it says.
-        assert!(config.limits.noise_rows_ready >= config.limits.batch_rows);
-        servers.push(config);
-    }
-    assert!(servers.iter().all(|config| config.peers == servers[0].peers));
-    for role in ["owner", "client", "operator"] {
-        let path = folder.join(format!("{role}.toml"));
-        let config = ConnectionConfig::parse(&read(&path), &path, []).expect("the sample is read");
-        let listening: Vec<_> = servers.iter().map(|server| server.listen.to_string()).collect();
-        assert_eq!(config.servers[..], listening[..]);
-        assert!(config.tls.key.starts_with(folder.join("certificates")));
-    }
-}
-
-#[test]
-fn the_sample_task_fits_all_example_owners() {
-    let file = TaskFile::load(&root().join("docs/samples/tasks.toml")).expect("the sample is read");
-    let task = &file.tasks["digits"];
-    assert_eq!(task.release, Release::Label);
-    assert!((MINIMUM_FRACTIONAL_BITS..=MAXIMUM_FRACTIONAL_BITS).contains(&task.fractional_bits));
-    let mechanism = Mechanism::DiscreteGaussian { sigma: task.sigma.expect("the sample has a sigma") };
-    let row = mechanism.cost(task.release, task.classes).expect("an allowed mechanism");
-    // What the comments beside it say.
-    assert_eq!(row.to_string(), "0.040000001");
-    assert_eq!(task.budget_rho.units() / row.units(), 30);
-
-    let (low, high) = (task.input_minimum.values(), task.input_maximum.values());
-    let domain = InputDomain::new(task.input_shape.clone(), low, high).expect("a sound domain");
-    for owner in 0..OWNERS {
-        let path = root().join(format!("examples/digits/owner_{owner:02}.onnx"));
-        let network = import_file(&path).expect("the example is imported");
-        assert_eq!(network.classes(), task.classes);
-        quantise(&network, &domain, task.fractional_bits)
-            .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    }
 }

@@ -3,6 +3,7 @@
 use std::{num::NonZeroUsize, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
+use concilium_privacy::NanoRho;
 
 /// Check, share and withdraw a model owner's networks.
 ///
@@ -101,6 +102,15 @@ pub struct ShareArguments {
     /// Withdraw a ready model of the same name and share this one instead.
     #[arg(long)]
     pub replace: bool,
+    /// Most that may be released about all your models of this task's epoch together, as rho; no bound of
+    /// your own otherwise. Of several models the smallest holds. When it is reached, your models no longer
+    /// take part.
+    #[arg(long, value_name = "RHO")]
+    pub budget_rho: Option<NanoRho>,
+    /// State that the models were trained anew, on records that count in no earlier epoch of the task. A
+    /// task whose epoch began with nothing spent takes no model without it.
+    #[arg(long)]
+    pub retrained_on_new_data: bool,
     /// Import and check only; nothing is sent.
     #[arg(long)]
     pub dry_run: bool,
@@ -155,7 +165,9 @@ model that is ready is left alone, and what an interrupted upload has left is re
 Examples:
   concilium-owner share model.onnx --task digits --dry-run
   concilium-owner share model.onnx --task digits --name winter-2026
-  concilium-owner share retrained.onnx --task digits --name winter-2026 --replace";
+  concilium-owner share model.onnx --task digits --budget-rho 0.5
+  concilium-owner share retrained.onnx --task digits --name winter-2026 --replace
+  concilium-owner share winter-2027.onnx --task digits --retrained-on-new-data";
 
 #[cfg(test)]
 mod tests {

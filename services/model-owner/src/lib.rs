@@ -22,6 +22,8 @@ use std::{
 use arguments::{Arguments, CheckArguments, Command, ShareArguments};
 use concilium_client_library::{
     Connection, ConnectionConfig, Task,
+    budget::Budgets,
+    operations::Servers,
     terminal::{Failure, FailureClass, Output},
 };
 use concilium_network::{Check, Network, import_file, quantise};
@@ -43,9 +45,15 @@ pub async fn run(arguments: &Arguments) -> Result<(), Failure> {
         Command::Check(check) => run_check(config, check, &mut output).await,
         Command::Share(share) => run_share(config, share, &mut output).await,
         Command::List { task } => {
-            let listing = list(&connect(config)?, task.as_deref()).await;
+            let connection = connect(config)?;
+            let listing = list(&connection, task.as_deref()).await;
             report::models(&listing.models, &mut output)?;
-            listing.complete().map(|_| ()).map_err(Failure::from)
+            let models = listing.complete()?;
+            if models.iter().all(|model| model.budget().is_none()) {
+                return Ok(());
+            }
+            let budgets = Budgets::read(&connection, Servers::All, task.as_deref()).await;
+            report::bounds(&budgets.agreed()?, &mut output)
         }
         Command::Withdraw { name, task } => {
             let servers = withdraw(&connect(config)?, task, name, None).await?;
@@ -137,8 +145,8 @@ async fn run_share(
     let task = connection.task(&arguments.task).await?;
     // None is sent unless all can be.
     for (path, network) in arguments.models.iter().zip(&networks) {
-        let fixed =
-            share::prepare(&task, network).map_err(|error| Failure::from(error).context(path.display()))?;
+        let fixed = share::prepare(&task, network, arguments.retrained_on_new_data)
+            .map_err(|error| Failure::from(error).context(path.display()))?;
         if arguments.dry_run {
             output.line(report::prepared(path, &fixed))?;
         }
@@ -186,7 +194,12 @@ async fn share_one(
     network: &Network,
     arguments: &ShareArguments,
 ) -> Result<Shared, Failure> {
-    let mut options = ShareOptions { replace: arguments.replace, ..ShareOptions::default() };
+    let mut options = ShareOptions {
+        replace: arguments.replace,
+        budget: arguments.budget_rho,
+        retrained: arguments.retrained_on_new_data,
+        ..ShareOptions::default()
+    };
     let bar = if arguments.quiet || !io::stderr().is_terminal() {
         ProgressBar::hidden()
     } else {

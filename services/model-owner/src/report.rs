@@ -7,10 +7,11 @@ use std::{
 };
 
 use concilium_client_library::{
-    Task,
+    Task, budget_tables,
     terminal::{Failure, Output},
 };
 use concilium_network::FixedNetwork;
+use concilium_rpc::v1::TaskBudget;
 
 use crate::{secure_run::SecureRun, share::Shared, store::ModelEverywhere};
 
@@ -84,19 +85,38 @@ pub fn models(models: &[ModelEverywhere], output: &mut Output<impl Write>) -> Re
         return output.line("no models; share one with `concilium-owner share`");
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64;
-    let mut rows =
-        vec![["model", "task", "owner", "parameters", "uploaded", "state"].map(str::to_owned).to_vec()];
+    let mut rows = vec![
+        ["model", "task", "epoch", "owner", "parameters", "budget rho", "uploaded", "state"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
     for model in models {
         let uploaded = model.copies.iter().flatten().map(|copy| copy.uploaded_at_unix_ms).max();
         rows.push(vec![
             model.name.clone(),
             model.task.clone(),
+            model.epoch().to_string(),
             model.owner.clone(),
             model.parameters().to_string(),
+            model.budget().map_or_else(|| "-".to_owned(), |budget| budget.to_string()),
             uploaded.map_or_else(String::new, |at| age(now.saturating_sub(at))),
             model.state(),
         ]);
     }
+    output.table(&rows)
+}
+
+/// Prints the owner's own bounds, and what is spent of them; nothing if it has set none for models that
+/// vote.
+///
+/// # Errors
+/// [`Failure`] if standard output is closed.
+pub fn bounds(tasks: &[TaskBudget], output: &mut Output<impl Write>) -> Result<(), Failure> {
+    let rows = budget_tables::owner_rows(tasks);
+    if rows.len() < 2 {
+        return Ok(());
+    }
+    output.line("")?;
     output.table(&rows)
 }
 
@@ -123,7 +143,7 @@ fn age(milliseconds: i64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use concilium_rpc::v1::ModelState;
+    use concilium_rpc::v1::{ModelState, OwnerBudget};
 
     use super::*;
     use crate::store::tests::model;
@@ -140,6 +160,26 @@ mod tests {
     }
 
     #[test]
+    fn bounds_are_listed_with_what_is_spent_of_them() {
+        let owners = vec![OwnerBudget { owner: "ward-7".into(), cap_nano_rho: 500, spent_nano_rho: 420 }];
+        let task = TaskBudget {
+            task: "digits".into(),
+            epoch: 1,
+            cost_nano_rho_per_row: 40,
+            ..TaskBudget::default()
+        };
+        let printed = |task: TaskBudget| {
+            let mut bytes = Vec::new();
+            bounds(&[task], &mut Output::new(&mut bytes)).unwrap();
+            String::from_utf8(bytes).unwrap()
+        };
+        assert_eq!(printed(task.clone()), "");
+        let text = printed(TaskBudget { owners, ..task });
+        let cells: Vec<_> = text.lines().last().unwrap().split_whitespace().collect();
+        assert_eq!(cells, ["ward-7", "digits", "1", "0.0000005", "0.00000042", "0.00000008", "2"]);
+    }
+
+    #[test]
     fn models_are_listed_with_their_states() {
         let mut bytes = Vec::new();
         let everywhere = ModelEverywhere {
@@ -150,6 +190,7 @@ mod tests {
         };
         models(&[everywhere], &mut Output::new(&mut bytes)).unwrap();
         let text = String::from_utf8(bytes).unwrap();
+        assert!(text.contains("  0.5  "), "{text}");
         assert!(text.contains("ready on server 0, absent on server 1, staged on server 2"), "{text}");
         let mut bytes = Vec::new();
         models(&[], &mut Output::new(&mut bytes)).unwrap();

@@ -18,6 +18,7 @@ use concilium_client_library::{
 use concilium_inference::flatten;
 use concilium_mpc::input::{DealtShare, InputError as SharingError};
 use concilium_network::{FixedNetwork, Network, QuantiseError, quantise};
+use concilium_privacy::{EpochBasis, EpochDeclaration, NanoRho};
 use concilium_rpc::{
     identity::{IdentityError, check_name},
     v1::{
@@ -49,6 +50,12 @@ pub type Progress = Arc<dyn Fn(u64) + Send + Sync>;
 pub struct ShareOptions {
     /// Withdraw a ready model of the same name first.
     pub replace: bool,
+    /// Most that the owner lets be released about all its models of the task's epoch together; `None` for
+    /// no bound of its own.
+    pub budget: Option<NanoRho>,
+    /// The owner's statement that the model was trained anew, on records that count in no earlier epoch of
+    /// the task. A task whose epoch began with nothing spent asks for it.
+    pub retrained: bool,
     /// How failed calls are repeated.
     pub retry: RetryPolicy,
     /// Is told of every piece that is sent.
@@ -93,6 +100,20 @@ pub enum ShareError {
         task: String,
         /// What does not fit.
         source: QuantiseError,
+    },
+    /// The epoch is for new models only, and nobody says that this is one.
+    #[error(
+        "epoch {epoch} of task `{task}` began with nothing spent, because all its models are trained anew on records \
+         that do not count in earlier epochs ({attested_by} answers for that); if that is so for this model, say it \
+         with --retrained-on-new-data, and if not, do not share it"
+    )]
+    NotSaidToBeNew {
+        /// Name of the task.
+        task: String,
+        /// Its epoch.
+        epoch: u64,
+        /// Who answers for the epoch.
+        attested_by: String,
     },
     /// The system gives no randomness. Nothing was sent.
     #[error(transparent)]
@@ -152,9 +173,11 @@ impl ShareError {
     /// What kind of failure it is, for the exit code of a program.
     pub fn class(&self) -> FailureClass {
         match self {
-            Self::Name(_) | Self::Target(_) | Self::Quantise { .. } | Self::Exists { .. } => {
-                FailureClass::Input
-            }
+            Self::Name(_)
+            | Self::Target(_)
+            | Self::Quantise { .. }
+            | Self::NotSaidToBeNew { .. }
+            | Self::Exists { .. } => FailureClass::Input,
             Self::Randomness(_) => FailureClass::Local,
             Self::Withdraw { source, .. } => source.class(),
             Self::Server { source, .. } => source.class(),
@@ -175,11 +198,19 @@ pub fn model_name(path: &Path) -> Result<String, ShareError> {
     Ok(name)
 }
 
-/// Brings a network to the fixed-point format of a task.
+/// Brings a network to the fixed-point format of a task. `retrained` is the owner's statement that it was
+/// trained anew on new data.
 ///
 /// # Errors
-/// [`ShareError::Target`] or [`ShareError::Quantise`] if it does not fit.
-pub fn prepare(task: &Task, network: &Network) -> Result<FixedNetwork, ShareError> {
+/// [`ShareError::NotSaidToBeNew`] if the task asks for that statement, [`ShareError::Target`] or
+/// [`ShareError::Quantise`] if the network does not fit.
+pub fn prepare(task: &Task, network: &Network, retrained: bool) -> Result<FixedNetwork, ShareError> {
+    if let Some(EpochDeclaration { basis: EpochBasis::Retrained, attested_by }) = &task.declaration
+        && !retrained
+    {
+        let (task, epoch, attested_by) = (task.name.clone(), task.epoch, attested_by.clone());
+        return Err(ShareError::NotSaidToBeNew { task, epoch, attested_by });
+    }
     Target::of_task(task).check_classes(network)?;
     quantise(network, &task.domain, task.fractional_bits)
         .map_err(|source| ShareError::Quantise { task: task.name.clone(), source })
@@ -200,7 +231,7 @@ pub async fn share_model(
     options: &ShareOptions,
 ) -> Result<Shared, ShareError> {
     check_name(name)?;
-    let fixed = prepare(task, network)?;
+    let fixed = prepare(task, network, options.retrained)?;
     let parameters = fixed.architecture().parameter_count();
     let failed = |step| move |source| ShareError::Server { step, model: name.to_owned(), source };
 
@@ -223,7 +254,7 @@ pub async fn share_model(
         }
     }
 
-    let upload = Upload::new(task, name, &fixed)?;
+    let upload = Upload::new(task, name, &fixed, options)?;
     let begin = Instant::now();
     let uploads = connection.call_all_repeating("Upload", &options.retry, |server, channel| {
         upload.send(server, channel, options.progress.clone())
@@ -285,11 +316,19 @@ struct Upload {
     model: String,
     architecture: Bytes,
     content_digest: Bytes,
+    epoch: u64,
+    budget: Option<NanoRho>,
+    retrained: bool,
     parts: [Part; 3],
 }
 
 impl Upload {
-    fn new(task: &Task, name: &str, fixed: &FixedNetwork) -> Result<Self, ShareError> {
+    fn new(
+        task: &Task,
+        name: &str,
+        fixed: &FixedNetwork,
+        &ShareOptions { budget, retrained, .. }: &ShareOptions,
+    ) -> Result<Self, ShareError> {
         let architecture = serde_json::to_vec(&fixed.architecture())
             .expect("an architecture consists of numbers and names, which JSON can hold");
         let mut key = Zeroizing::new([0; 32]);
@@ -302,6 +341,9 @@ impl Upload {
             model: name.to_owned(),
             architecture: architecture.into(),
             content_digest: content_digest.to_vec().into(),
+            epoch: task.epoch,
+            budget,
+            retrained,
             parts,
         })
     }
@@ -320,6 +362,9 @@ impl Upload {
             own: Some(part.own()),
             next: Some(part.next()),
             content_digest: self.content_digest.clone(),
+            epoch: self.epoch,
+            owner_budget_nano_rho: self.budget.map(NanoRho::units),
+            retrained_on_new_data: self.retrained,
         };
         let messages = Messages { header: Some(header), chunks: part.chunks().collect(), progress };
         let stream = tokio_stream::iter(messages);

@@ -8,6 +8,7 @@ use concilium_client_library::{
     retry::RetryPolicy,
     terminal::FailureClass,
 };
+use concilium_privacy::NanoRho;
 use concilium_rpc::{
     status::RpcError,
     v1::{ListModelsRequest, Model, ModelState, WithdrawRequest, model_store_client::ModelStoreClient},
@@ -44,6 +45,18 @@ impl ModelEverywhere {
         self.copies.iter().flatten().map(|copy| copy.parameters).max().unwrap_or(0)
     }
 
+    /// The epoch for which it was shared; the latest if the copies differ.
+    pub fn epoch(&self) -> u64 {
+        self.copies.iter().flatten().map(|copy| copy.epoch).max().unwrap_or(0)
+    }
+
+    /// The owner's own budget for all its models of the epoch, if this one sets one; the smallest if the
+    /// copies differ.
+    pub fn budget(&self) -> Option<NanoRho> {
+        let budgets = self.copies.iter().flatten().filter_map(|copy| copy.owner_budget_nano_rho);
+        budgets.min().map(NanoRho::new)
+    }
+
     /// The state in words: of all servers together, or of each where they differ.
     pub fn state(&self) -> String {
         let word = |copy: &Option<Model>| match copy.as_ref().map(|copy| (copy.state(), &copy.reason)) {
@@ -51,6 +64,7 @@ impl ModelEverywhere {
             Some((ModelState::Ready, _)) => "ready".to_owned(),
             Some((ModelState::Staged, _)) => "staged".to_owned(),
             Some((ModelState::Rejected, reason)) => format!("rejected ({reason})"),
+            Some((ModelState::Retired, reason)) => format!("retired ({reason})"),
             Some((ModelState::Unspecified, _)) => "unknown".to_owned(),
         };
         let [first, second, third] = self.copies.each_ref().map(word);
@@ -229,6 +243,9 @@ pub(crate) mod tests {
             parameters: 42,
             uploaded_at_unix_ms: 0,
             content_digest: vec![digest; 32].into(),
+            epoch: 1,
+            owner_budget_nano_rho: Some(500_000_000),
+            retrained_on_new_data: false,
         }
     }
 

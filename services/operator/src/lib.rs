@@ -1,31 +1,30 @@
-//! The program with which an operator inspects one server, or all three, and issues certificates.
+//! The program with which an operator inspects one server, or all three, finds out what is wrong between
+//! them and this host, sets what they log, and issues certificates.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a panic is how a test fails"))]
 
 pub mod arguments;
+pub mod audit;
 pub mod certificates;
+pub mod doctor;
+pub mod export;
+pub mod planning;
 pub mod report;
 
 use std::{
     io::{self, StdoutLock, Write as _},
     path::Path,
-    time::Duration,
 };
 
-use arguments::{Arguments, CertsCommand, Command};
+use arguments::{Arguments, BudgetArguments, BudgetCommand, CertsCommand, Command, LogFilterArguments};
 use concilium_client_library::{
     Connection, ConnectionConfig, ServerError,
-    budget::{Servers, budgets, differences, statuses},
+    budget::Budgets,
     connection::most_useful,
+    operations::{Servers, log_filters, resume_task, set_log_filter, statuses},
     terminal::{Failure, FailureClass, Output},
 };
-
-/// Readings before a difference between the servers is believed: while a batch is charged, the
-/// ledgers differ for a moment.
-const READINGS: usize = 3;
-
-/// Pause between readings.
-const READING_PAUSE: Duration = Duration::from_millis(500);
+use concilium_privacy::SystemClock;
 
 /// Runs the program.
 ///
@@ -34,9 +33,54 @@ const READING_PAUSE: Duration = Duration::from_millis(500);
 pub async fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut output = Output::standard();
     match &arguments.command {
-        Command::Budget { task, server } => {
+        Command::Budget(BudgetArguments { command: None, task, server }) => {
             let connection = connect(&arguments.config)?;
             show_budget(&connection, servers(*server), task.as_deref(), &mut output).await
+        }
+        Command::Budget(BudgetArguments { command: Some(BudgetCommand::Resume(resume)), .. }) => {
+            let connection = connect(&arguments.config)?;
+            let asked = servers(resume.server);
+            let (answers, errors) =
+                split(resume_task(&connection, asked, &resume.task, &resume.reason).await);
+            report::resumed(&resume.task, &answers, &mut output)?;
+            conclude(Vec::new(), errors)
+        }
+        Command::Budget(BudgetArguments { command: Some(BudgetCommand::WhatIf(question)), .. }) => {
+            let (policy, ready) = match &question.task_file {
+                Some(file) => (planning::of_file(file, Some(&question.task))?.remove(0), 0),
+                None => {
+                    let task = connect(&arguments.config)?.task(&question.task).await?;
+                    (task.policy(), task.models_ready)
+                }
+            };
+            planning::what_if(policy, ready, question, &mut output)
+        }
+        Command::Explain { task, task_file } => {
+            let policies = match (task_file, task) {
+                (Some(file), task) => planning::of_file(file, task.as_deref())?,
+                (None, Some(task)) => vec![connect(&arguments.config)?.task(task).await?.policy()],
+                (None, None) => {
+                    let tasks = connect(&arguments.config)?.tasks().await?;
+                    tasks.iter().map(concilium_client_library::Task::policy).collect()
+                }
+            };
+            planning::explain(&policies, &mut output)
+        }
+        Command::Audit(question) => {
+            let policy = match &question.task_file {
+                Some(file) => planning::of_file(file, Some(&question.task))?.remove(0),
+                None => connect(&arguments.config)?.task(&question.task).await?.policy(),
+            };
+            audit::audit(&policy, question, &mut output)
+        }
+        Command::Budget(BudgetArguments { command: Some(BudgetCommand::Export { server, out }), .. }) => {
+            export::export(&connect(&arguments.config)?, *server, out, &mut output).await
+        }
+        Command::Budget(BudgetArguments { command: Some(BudgetCommand::Verify { files, ca }), .. }) => {
+            if files.is_empty() {
+                return export::verify_live(&connect(&arguments.config)?, &mut output).await;
+            }
+            export::verify(files, ca, &mut output)
         }
         Command::Status { server } => {
             let connection = connect(&arguments.config)?;
@@ -44,8 +88,27 @@ pub async fn run(arguments: &Arguments) -> Result<(), Failure> {
             report::status(&answers, &mut output)?;
             conclude(report::status_differences(&answers), errors)
         }
+        Command::LogFilter(LogFilterArguments { server, duration, filter, .. }) => {
+            let connection = connect(&arguments.config)?;
+            let results = match filter {
+                Some(filter) => set_log_filter(&connection, servers(*server), filter, *duration).await,
+                None => log_filters(&connection, servers(*server)).await,
+            };
+            let (answers, errors) = split(results);
+            report::log_filters(&answers, filter.is_some(), &mut output)?;
+            conclude(Vec::new(), errors)
+        }
+        Command::Doctor { tasks, json } => {
+            let config = ConnectionConfig::load(&arguments.config)?;
+            let report = doctor::examine(&config, tasks.as_deref(), &SystemClock).await;
+            doctor::conclude(&report, *json, &mut output)
+        }
         Command::Certs { command: CertsCommand::Init { folder } } => output.line(certificates::init(folder)?),
         Command::Certs { command: CertsCommand::Issue(issue) } => output.line(certificates::issue(issue)?),
+        Command::Certs { command: CertsCommand::Show { paths, json } } => {
+            certificates::show(paths, *json, &mut output)
+        }
+        Command::Certs { command: CertsCommand::Renew(renew) } => output.line(certificates::renew(renew)?),
     }
 }
 
@@ -63,18 +126,9 @@ async fn show_budget(
     task: Option<&str>,
     output: &mut Output<StdoutLock<'static>>,
 ) -> Result<(), Failure> {
-    let mut reading = 1;
-    let (answers, errors, told) = loop {
-        let (answers, errors) = split(budgets(connection, servers, task).await);
-        let told = differences(&answers);
-        if told.is_empty() || reading == READINGS {
-            break (answers, errors, told);
-        }
-        reading += 1;
-        tokio::time::sleep(READING_PAUSE).await;
-    };
+    let Budgets { answers, errors, differences } = Budgets::read(connection, servers, task).await;
     report::budget(&answers, output)?;
-    conclude(told, errors)
+    conclude(differences, errors)
 }
 
 /// The answers, and why there are no more of them.

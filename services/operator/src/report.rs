@@ -6,14 +6,15 @@ use std::{
 };
 
 use concilium_client_library::{
-    budget::Reading,
+    budget_tables,
     terminal::{Failure, Output},
 };
-use concilium_privacy::NanoRho;
-use concilium_rpc::v1::{GetBudgetResponse, GetStatusResponse, TaskBudget};
+use concilium_rpc::v1::{
+    GetBudgetResponse, GetStatusResponse, LaneWait, ResumeTaskResponse, SetLogFilterResponse,
+};
 
 /// Days before the end of a certificate from which it is pointed at.
-const CERTIFICATE_WARNING_DAYS: i64 = 30;
+const CERTIFICATE_WARNING_DAYS: i64 = concilium_rpc::inspection::EXPIRY_WARNING_DAYS;
 
 const DAY_MS: i64 = 86_400_000;
 
@@ -47,68 +48,9 @@ pub fn budget(answers: &[GetBudgetResponse], output: &mut Output<impl Write>) ->
             output.line("no tasks")?;
             continue;
         }
-        output.table(&budget_rows(&answer.tasks))?;
-        let clients = client_rows(&answer.tasks);
-        if clients.len() > 1 {
-            output.line("")?;
-            output.table(&clients)?;
-        }
+        budget_tables::print(&answer.tasks, now_ms(), output)?;
     }
     Ok(())
-}
-
-fn budget_rows(tasks: &[TaskBudget]) -> Vec<Vec<String>> {
-    let mut rows = vec![row([
-        "task",
-        "epoch",
-        "spent rho",
-        "epsilon",
-        "cap rho",
-        "epsilon",
-        "delta",
-        "left rho",
-        "rows left",
-        "requests",
-        "rows",
-        "rho/row",
-        "noise",
-    ])];
-    for task in tasks {
-        let reading = Reading::new(task);
-        rows.push(vec![
-            task.task.clone(),
-            task.epoch.to_string(),
-            reading.spent.to_string(),
-            format!("{:.3}", reading.epsilon),
-            reading.cap.to_string(),
-            format!("{:.3}", reading.epsilon_cap),
-            reading.delta.map_or_else(|| "?".to_owned(), |_| format!("{:e}", task.delta)),
-            reading.left.to_string(),
-            reading.rows_left.to_string(),
-            task.requests.to_string(),
-            task.rows.to_string(),
-            NanoRho::new(task.cost_nano_rho_per_row).to_string(),
-            task.mechanism.clone(),
-        ]);
-    }
-    rows
-}
-
-fn client_rows(tasks: &[TaskBudget]) -> Vec<Vec<String>> {
-    let mut rows = vec![row(["client", "task", "spent rho", "left rho"])];
-    for task in tasks {
-        for client in &task.clients {
-            let spent = NanoRho::new(client.spent_nano_rho);
-            let left = task.cap_per_client_nano_rho.map(|cap| NanoRho::new(cap).saturating_sub(spent));
-            rows.push(vec![
-                client.client.clone(),
-                task.task.clone(),
-                spent.to_string(),
-                left.map_or_else(|| "-".to_owned(), |left| left.to_string()),
-            ]);
-        }
-    }
-    rows
 }
 
 /// Prints the state of servers.
@@ -116,19 +58,34 @@ fn client_rows(tasks: &[TaskBudget]) -> Vec<Vec<String>> {
 /// # Errors
 /// [`Failure`] if standard output is closed.
 pub fn status(answers: &[GetStatusResponse], output: &mut Output<impl Write>) -> Result<(), Failure> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64;
+    let now = now_ms();
     for (position, answer) in answers.iter().enumerate() {
         if position > 0 {
             output.line("")?;
         }
+        let certificate = answer.certificate.clone().unwrap_or_default();
         output.line(format_args!(
             "server {}: version {}, up {}, certificate {}",
             answer.party,
             answer.version,
             duration(answer.uptime_ms),
-            validity(answer.certificate_expires_unix_ms.saturating_sub(now))
+            validity(certificate.not_after_unix_ms.saturating_sub(now))
         ))?;
-        let mut lanes = vec![row(["lane", "next", "previous", "batches", "failed", "last error"])];
+        if certificate.authority_not_after_unix_ms.saturating_sub(now) < CERTIFICATE_WARNING_DAYS * DAY_MS {
+            output.line(format_args!(
+                "ITS AUTHORITY {}: {}",
+                certificate.authority,
+                validity(certificate.authority_not_after_unix_ms.saturating_sub(now))
+            ))?;
+        }
+        if !certificate.problem.is_empty() {
+            output.line(format_args!(
+                "THE CERTIFICATE FILES ARE REFUSED: {}",
+                in_one_line(&certificate.problem)
+            ))?;
+        }
+        let mut lanes =
+            vec![row(["lane", "next", "previous", "batches", "failed", "waits for", "last error"])];
         for lane in &answer.lanes {
             let connected = |connected: bool| if connected { "connected" } else { "LOST" }.to_owned();
             lanes.push(vec![
@@ -137,13 +94,26 @@ pub fn status(answers: &[GetStatusResponse], output: &mut Output<impl Write>) ->
                 connected(lane.previous_connected),
                 lane.batches.to_string(),
                 lane.failed_batches.to_string(),
-                // One line of the table, whatever the error holds.
-                lane.last_error.split_whitespace().collect::<Vec<_>>().join(" "),
+                lane.wait.as_ref().map_or_else(|| "-".to_owned(), wait),
+                in_one_line(&lane.last_error),
             ]);
         }
         output.table(&lanes)?;
-        let mut tasks =
-            vec![row(["task", "epoch", "owners", "ready", "staged", "rejected", "waiting", "policy"])];
+        let mut peers = vec![row(["peer", "link", "for", "version", "last error"])];
+        for peer in &answer.peers {
+            let since = answer.server_time_unix_ms.saturating_sub(peer.since_unix_ms);
+            peers.push(vec![
+                format!("server {}", peer.party),
+                if peer.connected { "connected" } else { "LOST" }.to_owned(),
+                duration(u64::try_from(since).unwrap_or(0)),
+                if peer.version.is_empty() { "?".to_owned() } else { peer.version.clone() },
+                in_one_line(&peer.last_error),
+            ]);
+        }
+        output.table(&peers)?;
+        let mut tasks = vec![row([
+            "task", "epoch", "owners", "ready", "staged", "rejected", "retired", "waiting", "policy",
+        ])];
         for task in &answer.tasks {
             tasks.push(vec![
                 task.task.clone(),
@@ -152,13 +122,69 @@ pub fn status(answers: &[GetStatusResponse], output: &mut Output<impl Write>) ->
                 task.models_ready.to_string(),
                 task.models_staged.to_string(),
                 task.models_rejected.to_string(),
+                task.models_retired.to_string(),
                 task.queued_requests.to_string(),
                 digest(&task.policy_digest),
             ]);
         }
         output.table(&tasks)?;
+        for task in &answer.tasks {
+            if !task.stopped.is_empty() {
+                output.line(format_args!("TASK {} IS STOPPED: {}", task.task, in_one_line(&task.stopped)))?;
+            }
+            for (owner, reason) in std::collections::BTreeMap::from_iter(&task.owners_left) {
+                output.line(format_args!("task {}: owner {owner} {}", task.task, in_one_line(reason)))?;
+            }
+        }
     }
     Ok(())
+}
+
+/// Prints on which servers a task goes on.
+///
+/// # Errors
+/// [`Failure`] if standard output is closed.
+pub fn resumed(
+    task: &str,
+    answers: &[ResumeTaskResponse],
+    output: &mut Output<impl Write>,
+) -> Result<(), Failure> {
+    for ResumeTaskResponse { party, was_stopped } in answers {
+        match was_stopped.as_str() {
+            "" => output.line(format_args!("server {party}: task {task} was not stopped"))?,
+            why => output.line(format_args!(
+                "server {party}: task {task} goes on; it was stopped: {}",
+                in_one_line(why)
+            ))?,
+        }
+    }
+    Ok(())
+}
+
+/// Prints what servers log, and what they logged before if it was `changed`.
+///
+/// # Errors
+/// [`Failure`] if standard output is closed.
+pub fn log_filters(
+    answers: &[SetLogFilterResponse],
+    changed: bool,
+    output: &mut Output<impl Write>,
+) -> Result<(), Failure> {
+    let now = now_ms();
+    for answer in answers {
+        let before = if changed { format!(" (was {})", answer.previous_filter) } else { String::new() };
+        let then = answer.reverts_at_unix_ms.map_or_else(String::new, |end| {
+            let left = duration(u64::try_from(end.saturating_sub(now)).unwrap_or(0));
+            format!("; goes back to {} in {left}", answer.reverts_to)
+        });
+        output.line(format_args!("server {}: {}{before}{then}", answer.party, answer.filter))?;
+    }
+    Ok(())
+}
+
+/// Milliseconds since 1970-01-01 UTC.
+fn now_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64
 }
 
 /// Tells in one line each what the servers disagree about for good: tasks and policies. Models in the
@@ -189,6 +215,12 @@ pub fn status_differences(answers: &[GetStatusResponse]) -> Vec<String> {
     told
 }
 
+/// What a lane waits for: most waits are over before anybody can read them.
+fn wait(wait: &LaneWait) -> String {
+    let peer = wait.peer.map_or_else(|| "itself".to_owned(), |peer| format!("server {peer}"));
+    format!("{peer} since {} ms ({})", wait.waited_ms, wait.step)
+}
+
 fn duration(milliseconds: u64) -> String {
     let seconds = milliseconds / 1000;
     match seconds {
@@ -199,17 +231,24 @@ fn duration(milliseconds: u64) -> String {
     }
 }
 
+/// One line, whatever a server sends.
+fn in_one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 fn validity(left_ms: i64) -> String {
     match left_ms / DAY_MS {
-        _ if left_ms <= 0 => "HAS EXPIRED: issue a new one".to_owned(),
-        days if days < CERTIFICATE_WARNING_DAYS => format!("EXPIRES IN {days} DAYS: issue a new one"),
+        _ if left_ms <= 0 => "HAS EXPIRED: renew it".to_owned(),
+        days if days < CERTIFICATE_WARNING_DAYS => format!("EXPIRES IN {days} DAYS: renew it"),
         days => format!("valid for {days} days"),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use concilium_rpc::v1::{ClientSpending, LaneStatus, TaskStatus};
+    use concilium_rpc::v1::{
+        CertificateStatus, ClientSpending, LaneStatus, PeerStatus, TaskBudget, TaskStatus,
+    };
 
     use super::*;
 
@@ -231,6 +270,11 @@ mod tests {
                 batches: 12,
                 failed_batches: 1,
                 last_error: "server 2\nis gone".into(),
+                wait: Some(LaneWait {
+                    step: "comparison of layer 2, round 7 of 26".into(),
+                    peer: Some(2),
+                    waited_ms: 3_100,
+                }),
             }],
             tasks: vec![TaskStatus {
                 task: "digits".into(),
@@ -240,7 +284,9 @@ mod tests {
                 policy_digest: vec![0xcd; 32].into(),
                 ..TaskStatus::default()
             }],
-            certificate_expires_unix_ms: 0,
+            certificate: Some(CertificateStatus { problem: "no ca.pem".into(), ..Default::default() }),
+            peers: vec![PeerStatus { party: 2, last_error: "lost\nit".into(), ..PeerStatus::default() }],
+            ..GetStatusResponse::default()
         }
     }
 
@@ -256,7 +302,11 @@ mod tests {
                 cap_per_client_nano_rho: Some(500_000_000),
                 cost_nano_rho_per_row: 40_000_001,
                 delta: 1e-5,
-                clients: vec![ClientSpending { client: "alice".into(), spent_nano_rho: 250_000_000 }],
+                clients: vec![ClientSpending {
+                    client: "alice".into(),
+                    spent_nano_rho: 250_000_000,
+                    spent_all_tasks_nano_rho: 400_000_000,
+                }],
                 mechanism: "discrete Gaussian, sigma 5".into(),
                 ..TaskBudget::default()
             }],
@@ -270,18 +320,46 @@ mod tests {
             assert!(text.contains(needle), "{needle}: {text}");
         }
         let alice = text.lines().find(|line| line.starts_with("alice")).unwrap();
-        assert!(alice.ends_with("0.25  0.25") || alice.ends_with("0.25      0.25"), "{alice}");
+        let cells: Vec<_> = alice.split_whitespace().collect();
+        assert_eq!(cells, ["alice", "digits", "0.25", "0.25", "0.4", "-"]);
     }
 
     #[test]
     fn states_point_at_what_is_wrong() {
         let text = printed(|output| status(&[state(0), state(1)], output));
-        for needle in ["up 2 h", "HAS EXPIRED", "connected", "LOST", "server 2 is gone", "cdcdcdcd"] {
+        for needle in [
+            "up 2 h",
+            "HAS EXPIRED",
+            "AUTHORITY",
+            "ARE REFUSED: no ca.pem",
+            "lost it",
+            "connected",
+            "LOST",
+            "server 2 is gone",
+            "round 7 of 26",
+            "cdcdcdcd",
+        ] {
             assert!(text.contains(needle), "{needle}: {text}");
         }
-        assert_eq!(validity(3 * DAY_MS + 1), "EXPIRES IN 3 DAYS: issue a new one");
+        assert_eq!(validity(3 * DAY_MS + 1), "EXPIRES IN 3 DAYS: renew it");
         assert_eq!(validity(300 * DAY_MS), "valid for 300 days");
         assert_eq!((duration(5_000), duration(300_000_000)), ("5 s".to_owned(), "3 days".to_owned()));
+    }
+
+    #[test]
+    fn filters_show_what_was_and_what_follows() {
+        let mut answer = SetLogFilterResponse {
+            party: 2,
+            previous_filter: "info".into(),
+            filter: "debug".into(),
+            reverts_at_unix_ms: Some(now_ms() + 601_000),
+            reverts_to: "info".into(),
+        };
+        let text = printed(|output| log_filters(std::slice::from_ref(&answer), true, output));
+        assert_eq!(text, "server 2: debug (was info); goes back to info in 10 min\n");
+        answer.reverts_at_unix_ms = None;
+        let text = printed(|output| log_filters(&[answer], false, output));
+        assert_eq!(text, "server 2: debug\n");
     }
 
     #[test]

@@ -16,7 +16,8 @@ pub(crate) type RunId = [u8; 16];
 pub struct Answer {
     /// The run that gave it. Parts of different runs do not fit together.
     pub run: RunId,
-    /// What was computed and what it cost. The caller's spending is filled in when it is sent.
+    /// What was computed and what it cost. What the caller has spent and has left is filled in when it is
+    /// signed and sent.
     pub receipt: v1::Receipt,
     /// The two components of the noised result.
     pub components: ReleasedComponents,

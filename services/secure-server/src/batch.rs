@@ -4,7 +4,7 @@
 //! secret: keys, digests, verdicts. Digests of a component go directly between its two holders: a
 //! third server that knows the two other components could otherwise confirm a guess of the input.
 
-use concilium_privacy::{Charge, ContentDigest, LedgerError, Lookup, Reservation};
+use concilium_privacy::{Charge, ContentDigest, LedgerError, Lookup, Mechanism, Participant, Reservation};
 use concilium_rpc::status::RpcError;
 
 use crate::answer::{Answer, RunId};
@@ -27,8 +27,14 @@ pub(crate) struct Judgement {
     pub(crate) reservation: Result<Reservation, RpcError>,
 }
 
-/// Looks the request up and reserves its cost.
-pub(crate) fn judge(context: &Context, task: &Task, waiting: &Waiting) -> Judgement {
+/// Looks the request up and reserves its cost, on which the models of `participants` vote.
+pub(crate) fn judge(
+    context: &Context,
+    task: &Task,
+    models: &[Entry],
+    participants: &[Participant],
+    waiting: &Waiting,
+) -> Judgement {
     let held = match context.ledger.lookup(&waiting.key, &waiting.content) {
         Ok(Lookup::Held { result, released }) => match Answer::from_stored(&result) {
             Ok(answer) if released => {
@@ -41,13 +47,34 @@ pub(crate) fn judge(context: &Context, task: &Task, waiting: &Waiting) -> Judgem
         Ok(Lookup::New) => None,
         Err(error) => return Judgement { held: None, reservation: Err(ledger_error(error)) },
     };
-    let charge = Charge::new(waiting.key.clone(), waiting.content, waiting.rows, &task.policy);
+    if let Err(error) = check_threshold(task, models.len()) {
+        return Judgement { held, reservation: Err(error) };
+    }
+    let charge = Charge::new(waiting.key.clone(), waiting.content, waiting.rows, &task.policy, participants);
     let reservation = charge
         .and_then(|charge| {
             context.ledger.reserve(&[charge]).pop().unwrap_or_else(|| unreachable_reserve(waiting))
         })
         .map_err(ledger_error);
     Judgement { held, reservation }
+}
+
+/// Refuses a request that only noise could answer: its threshold is above the number of models.
+fn check_threshold(task: &Task, models: usize) -> Result<(), RpcError> {
+    let models = u32::try_from(models).unwrap_or(u32::MAX);
+    match task.policy.threshold {
+        Some(threshold) if threshold.votes > models => Err(RpcError::TooFewModels {
+            task: task.name().to_owned(),
+            threshold: threshold.votes,
+            models,
+            noise: match threshold.mechanism {
+                Mechanism::DiscreteGaussian { sigma } => format!("sigma {sigma} votes"),
+                Mechanism::DiscreteLaplace { scale } => format!("scale {scale} votes"),
+                _ => "unknown".to_owned(),
+            },
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// `reserve` gives one result for each charge; a ledger that does not is refused like a busy one.

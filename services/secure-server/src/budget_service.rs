@@ -1,56 +1,63 @@
-//! What operators read: spending and health.
+//! What was spent.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::UNIX_EPOCH;
 
 use concilium_privacy::convert::{delta_value, epsilon};
-use concilium_privacy::{NanoRho, Spending};
+use concilium_privacy::{Fits, LedgerError, NanoRho, Participant, Spending};
 use concilium_rpc::identity::{Identity, Role};
 use concilium_rpc::status::RpcError;
-use concilium_rpc::tls::TlsMaterial;
 use concilium_rpc::v1::budget_server::Budget;
 use concilium_rpc::v1::{
-    ClientSpending, GetBudgetRequest, GetBudgetResponse, GetStatusRequest, GetStatusResponse, ModelState,
-    TaskBudget, TaskStatus,
+    BudgetStop, BudgetWindow, ClientSpending, ExportLogRequest, ExportLogResponse, GetBudgetRequest,
+    GetBudgetResponse, OwnerBudget, TaskBudget,
 };
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, async_trait};
 
 use crate::context::Context;
+use crate::export;
 use crate::kept::ledger_error;
 use crate::models::internal;
+use crate::owners;
 use crate::task::Task;
 
 /// Serves operators, and clients and owners within their own scope.
 pub struct BudgetService {
     context: Arc<Context>,
-    tls: TlsMaterial,
 }
 
 impl BudgetService {
     /// The service of this server.
-    pub fn new(context: Arc<Context>, tls: TlsMaterial) -> Self {
-        BudgetService { context, tls }
+    pub fn new(context: Arc<Context>) -> Self {
+        BudgetService { context }
     }
 
     fn task_budget(&self, task: &Task, caller: &Identity) -> Result<TaskBudget, RpcError> {
-        let Spending { total, by_client } =
-            self.context.ledger.spent(task.name(), task.policy.epoch).map_err(ledger_error)?;
+        let (ledger, epoch) = (self.context.ledger.as_ref(), task.policy.epoch);
+        let spending = ledger.spent(task.name(), epoch).map_err(ledger_error)?;
+        let owners = self.owners(task, &spending, caller);
+        let Spending { total, mut by_client, .. } = spending;
         let own = by_client.get(caller.name()).copied().unwrap_or_default();
         let shown = if caller.role() == Role::Client { own } else { total };
-        let clients = by_client
-            .into_iter()
-            .filter(|(client, _)| match caller.role() {
-                Role::Operator => true,
-                Role::Client => client == caller.name(),
-                _ => false,
-            })
-            .map(|(client, total)| ClientSpending { client, spent_nano_rho: total.rho.units() })
-            .collect();
+        match caller.role() {
+            Role::Operator => {}
+            // One that has spent nothing on this task may have on others.
+            Role::Client => by_client = BTreeMap::from([(caller.name().to_owned(), own)]),
+            _ => by_client.clear(),
+        }
+        let clients = by_client.into_iter().map(|(client, total)| {
+            let all = ledger.spent_by_client(task.name(), epoch, &client)?.all_tasks.rho.units();
+            let spent_nano_rho = total.rho.units();
+            Ok(ClientSpending { client, spent_nano_rho, spent_all_tasks_nano_rho: all })
+        });
+        let clients = clients.collect::<Result<_, LedgerError>>().map_err(ledger_error)?;
         let spent_epsilon = if shown.rho == NanoRho::ZERO {
             0.0
         } else {
             epsilon(shown.rho, task.policy.delta).map_err(internal)?
         };
+        let (epoch_basis, epoch_attested_by) = task.wire_declaration();
         Ok(TaskBudget {
             task: task.name().to_owned(),
             epoch: task.policy.epoch,
@@ -64,11 +71,61 @@ impl BudgetService {
             rows: shown.rows,
             clients,
             mechanism: describe(task),
+            window: self.window(task).map_err(ledger_error)?,
+            owners,
+            cap_per_client_all_tasks_nano_rho: task.policy.cap_per_client_all_tasks.map(NanoRho::units),
+            stopped: self
+                .context
+                .watch
+                .stop_of(task.name())
+                .map(|stop| BudgetStop { reason: stop.reason, since_unix_ms: signed(stop.since_ms) }),
+            epoch_basis: epoch_basis.into(),
+            epoch_attested_by,
         })
+    }
+
+    /// The bounds of owners that the caller may see.
+    fn owners(&self, task: &Task, spending: &Spending, caller: &Identity) -> Vec<OwnerBudget> {
+        let shown = |owner: &str| match caller.role() {
+            Role::Operator => true,
+            Role::Owner => owner == caller.name(),
+            _ => false,
+        };
+        owners::participants(&self.context.models.ready(task.name()))
+            .into_iter()
+            .filter(|participant| shown(&participant.owner))
+            .filter_map(|Participant { owner, cap }| {
+                let spent_nano_rho = owners::spent_on(spending, &owner).units();
+                Some(OwnerBudget { owner, cap_nano_rho: cap?.units(), spent_nano_rho })
+            })
+            .collect()
+    }
+
+    fn window(&self, task: &Task) -> Result<Option<BudgetWindow>, LedgerError> {
+        let Some(window) = task.policy.window else { return Ok(None) };
+        let row = NanoRho::new(task.row_cost_nano_rho());
+        let state = self.context.ledger.window(task.name(), task.policy.epoch, window, row)?;
+        Ok(Some(BudgetWindow {
+            seconds: window.seconds,
+            cap_nano_rho: window.rho.units(),
+            spent_nano_rho: state.spent.units(),
+            next_row_at_unix_ms: match state.fits {
+                Fits::Now => None,
+                Fits::At(time_ms) => Some(signed(time_ms)),
+                // A window that pays for no row is no policy.
+                Fits::Never => Some(i64::MAX),
+            },
+        }))
     }
 }
 
-fn describe(task: &Task) -> String {
+/// A time as it travels.
+fn signed(time_ms: u64) -> i64 {
+    i64::try_from(time_ms).unwrap_or(i64::MAX)
+}
+
+/// The noise of a task in words.
+pub(crate) fn describe(task: &Task) -> String {
     use concilium_privacy::Mechanism;
     match task.policy.mechanism {
         Mechanism::DiscreteGaussian { sigma } => format!("discrete Gaussian, sigma {sigma}"),
@@ -79,6 +136,17 @@ fn describe(task: &Task) -> String {
 
 #[async_trait]
 impl Budget for BudgetService {
+    type ExportLogStream = ReceiverStream<Result<ExportLogResponse, Status>>;
+
+    async fn export_log(
+        &self,
+        request: Request<ExportLogRequest>,
+    ) -> Result<Response<Self::ExportLogStream>, Status> {
+        let caller = self.context.allowed.authorise(&request, &[Role::Operator])?;
+        tracing::info!(server = %self.context.here, %caller, "the ledger's log is exported");
+        Ok(Response::new(ReceiverStream::new(export::stream(Arc::clone(&self.context)))))
+    }
+
     async fn get_budget(
         &self,
         request: Request<GetBudgetRequest>,
@@ -102,38 +170,6 @@ impl Budget for BudgetService {
             tasks,
             ledger_head_sequence: head.entries,
             ledger_head_hash: head.hash.to_vec().into(),
-        }))
-    }
-
-    async fn get_status(
-        &self,
-        request: Request<GetStatusRequest>,
-    ) -> Result<Response<GetStatusResponse>, Status> {
-        self.context.allowed.authorise(&request, &[Role::Operator])?;
-        let tasks = self.context.tasks.all().map(|task| {
-            let models = self.context.models.list(|key| key.task == task.name());
-            let count = |state| models.iter().filter(|entry| entry.state == state).count() as u32;
-            let ready = models.iter().filter(|entry| entry.state == ModelState::Ready);
-            let owners: std::collections::BTreeSet<_> = ready.map(|entry| &entry.key.owner).collect();
-            TaskStatus {
-                task: task.name().to_owned(),
-                epoch: task.policy.epoch,
-                models_staged: count(ModelState::Staged),
-                models_ready: count(ModelState::Ready),
-                models_rejected: count(ModelState::Rejected),
-                owners_ready: owners.len() as u32,
-                queued_requests: self.context.room.count(task.name()) as u32,
-                policy_digest: task.digest.to_vec().into(),
-            }
-        });
-        let expires = self.tls.expires().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Ok(Response::new(GetStatusResponse {
-            party: self.context.here.number() as u32,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            uptime_ms: u64::try_from(self.context.started.elapsed().as_millis()).unwrap_or(u64::MAX),
-            lanes: vec![self.context.lane.to_wire()],
-            tasks: tasks.collect(),
-            certificate_expires_unix_ms: i64::try_from(expires.as_millis()).unwrap_or(i64::MAX),
         }))
     }
 }

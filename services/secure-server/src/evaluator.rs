@@ -16,16 +16,42 @@ use tokio::sync::oneshot;
 use crate::arrivals::to_wire;
 use crate::context::Context;
 use crate::link::{Failure, Link, drop_incomplete, release_kept};
-use crate::{follower, leader};
+use crate::{follower, leader, ledger_watch, metrics};
 
 /// How long one attempt to reach the other servers lasts.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(3);
 /// How often an idle lane looks whether the server is to stop.
 const TICK: Duration = Duration::from_millis(200);
 
+/// Pause before links that were lost are made anew, at first and at most.
+const REJOIN_PAUSE: Duration = Duration::from_millis(50);
+const MAXIMUM_REJOIN_PAUSE: Duration = Duration::from_millis(1600);
+/// Links that held this long were no failed attempt to join.
+const SETTLED: Duration = Duration::from_secs(2);
+
+/// How long a server stays away after it has lost its links.
+///
+/// Whoever loses one link gives up both, so a loss goes round all three servers. One that came back at
+/// once would connect to a server that has yet to notice, lose that link, and send the loss round again,
+/// without end when the three are out of step. The pause lets all of them notice; its random part and
+/// its growth bring them back in step.
+struct Rejoin {
+    pause: Duration,
+}
+
+impl Rejoin {
+    /// The pause after links that held for `held`.
+    fn next_pause(&mut self, held: Duration) -> Duration {
+        let doubled = (2 * self.pause).min(MAXIMUM_REJOIN_PAUSE);
+        self.pause = if held >= SETTLED { REJOIN_PAUSE } else { doubled };
+        self.pause.mul_f64(rand::random_range(0.5..1.5))
+    }
+}
+
 /// Runs batches until `stop` is set.
 pub fn run(mut lane: Lane, context: &Context, stop: &AtomicBool) {
     let mut reported = String::new();
+    let mut rejoin = Rejoin { pause: REJOIN_PAUSE };
     while !stop.load(Ordering::Relaxed) {
         if let Err(error) = lane.connect(CONNECT_PATIENCE) {
             let reason = error.to_string();
@@ -44,19 +70,28 @@ pub fn run(mut lane: Lane, context: &Context, stop: &AtomicBool) {
             let peer = PartyIndex::in_turn(usize::from(lane.index_of(neighbour)));
             context.tasks.note_peer(peer, lane.peer_tasks(neighbour));
         }
-        context.lane.set_connected(true, true);
+        let versions = [Neighbour::Next, Neighbour::Previous].map(|neighbour| lane.peer_version(neighbour));
+        context.lane.note_versions(versions);
+        context.lane.set_connected(true, true, context.clock.now_ms());
+        metrics::count_connection();
         tracing::info!(server = %context.here, "connected to both other servers");
         report_disagreements(context);
+        let connected = Instant::now();
         let failure = serve(&mut lane, context, stop);
-        context.lane.set_connected(false, false);
+        context.lane.set_connected(false, false, context.clock.now_ms());
         if let Err(failure) = failure {
             context.lane.note_error(failure.reason.clone());
-            context.lane.count_failure();
+            context.lane.count_failure(context.clock.now_ms());
+            metrics::count_connection_failure();
             tracing::warn!(server = %context.here, reason = %failure.reason, "gave up the links to the other servers");
             // What waits here may be unknown to the others by now: the clients ask again.
             context.room.fail_all(&context.lane.failure());
         }
         lane.disconnect();
+        if !stop.load(Ordering::Relaxed) {
+            let pause = rejoin.next_pause(connected.elapsed());
+            lane.block_on(async { tokio::time::sleep(pause).await });
+        }
     }
     context.room.fail_all(&context.lane.failure());
 }
@@ -73,7 +108,11 @@ fn report_disagreements(context: &Context) {
 /// Requests can't be answered while a server is missing; their clients may ask again.
 fn connection_lost(lane: &Lane, context: &Context, error: &LaneError) {
     let connected = |neighbour| lane.is_connected(neighbour);
-    context.lane.set_connected(connected(Neighbour::Next), connected(Neighbour::Previous));
+    let (next, previous) = (connected(Neighbour::Next), connected(Neighbour::Previous));
+    context.lane.set_connected(next, previous, context.clock.now_ms());
+    if let Some(peer) = error.peer() {
+        context.lane.note_peer_error(context.here, peer, &error.to_string());
+    }
     context.lane.note_error(error.to_string());
     context.room.fail_all(&context.lane.failure());
 }
@@ -81,6 +120,7 @@ fn connection_lost(lane: &Lane, context: &Context, error: &LaneError) {
 /// Serves one connection until it breaks or the server stops.
 fn serve(lane: &mut Lane, context: &Context, stop: &AtomicBool) -> Result<(), Failure> {
     let mut link = Link::new(lane, context);
+    ledger_watch::compare(&mut link, context)?;
     if context.here == PartyIndex::ALL[0] {
         serve_as_leader(&mut link, context, stop)
     } else {
@@ -96,6 +136,7 @@ fn serve_as_leader(link: &mut Link<'_>, context: &Context, stop: &AtomicBool) ->
     let mut ready_since: Option<Instant> = None;
     let mut tidied = Instant::now();
     while !stop.load(Ordering::Relaxed) {
+        link.beat()?;
         if tidied.elapsed() > TICK {
             tidied = Instant::now();
             give_up_incomplete(link, context)?;
@@ -113,7 +154,7 @@ fn serve_as_leader(link: &mut Link<'_>, context: &Context, stop: &AtomicBool) ->
         }
         let patience = ready_since.map_or(TICK, |since| batch_wait.saturating_sub(since.elapsed()));
         let event = link.lane.next_event(context.room.wait_for_arrival(seen), patience);
-        match event.map_err(|error| link.fail(&error, "stay connected"))? {
+        match heard(link, event)? {
             LaneEvent::Frame(from, LaneFrame { frame: Some(Frame::Arrived(arrived)) }) => {
                 link.arrivals.note(from, &arrived);
             }
@@ -121,7 +162,7 @@ fn serve_as_leader(link: &mut Link<'_>, context: &Context, stop: &AtomicBool) ->
                 release_kept(context, &released);
             }
             LaneEvent::Other(()) => link.tell()?,
-            LaneEvent::TimedOut => {}
+            LaneEvent::Frame(_, LaneFrame { frame: Some(Frame::Heartbeat(_)) }) | LaneEvent::TimedOut => {}
             event => return Err(unexpected(link, event)),
         }
     }
@@ -158,8 +199,9 @@ fn left_out(server: u8) -> RpcError {
 fn serve_as_follower(link: &mut Link<'_>, context: &Context, stop: &AtomicBool) -> Result<(), Failure> {
     let leader = link.neighbour_of(PartyIndex::ALL[0]);
     while !stop.load(Ordering::Relaxed) {
+        link.beat()?;
         let event = link.lane.next_event(context.room.wait_for_news(), TICK);
-        match event.map_err(|error| link.fail(&error, "stay connected"))? {
+        match heard(link, event)? {
             LaneEvent::Other(()) => link.tell()?,
             LaneEvent::Frame(_, LaneFrame { frame: Some(Frame::Released(released)) }) => {
                 release_kept(context, &released);
@@ -175,11 +217,20 @@ fn serve_as_follower(link: &mut Link<'_>, context: &Context, stop: &AtomicBool) 
             {
                 link.early = Some(digests);
             }
-            LaneEvent::TimedOut => {}
+            LaneEvent::Frame(_, LaneFrame { frame: Some(Frame::Heartbeat(_)) }) | LaneEvent::TimedOut => {}
             event => return Err(unexpected(link, event)),
         }
     }
     Ok(())
+}
+
+/// What came between batches, with whom it came from noted.
+fn heard(link: &mut Link<'_>, event: Result<LaneEvent<()>, LaneError>) -> Result<LaneEvent<()>, Failure> {
+    let event = event.map_err(|error| link.fail(&error, "stay connected"))?;
+    if let LaneEvent::Frame(from, _) = &event {
+        link.note_heard(*from);
+    }
+    Ok(event)
 }
 
 fn unexpected(link: &Link<'_>, event: LaneEvent<()>) -> Failure {
@@ -207,4 +258,24 @@ pub fn spawn(
         run(lane, &context, &stop);
     })?;
     Ok((thread, ended))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_while_links_do_not_hold_and_differ_between_servers() {
+        let mut rejoin = Rejoin { pause: REJOIN_PAUSE };
+        let mut least = REJOIN_PAUSE;
+        for _ in 0..20 {
+            least = (2 * least).min(MAXIMUM_REJOIN_PAUSE);
+            let pause = rejoin.next_pause(Duration::ZERO);
+            assert!((least / 2..least * 3 / 2).contains(&pause), "{pause:?} around {least:?}");
+        }
+        let pauses: std::collections::BTreeSet<_> =
+            (0..20).map(|_| rejoin.next_pause(Duration::ZERO)).collect();
+        assert!(pauses.len() > 1, "servers that pause alike stay out of step");
+        assert!(rejoin.next_pause(SETTLED) < 2 * REJOIN_PAUSE);
+    }
 }

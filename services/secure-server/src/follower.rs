@@ -17,6 +17,8 @@ use crate::batch::{Decision, Judgement, MODELS_MISSING, carry_out, judge};
 use crate::context::Context;
 use crate::link::{Failure, Link};
 use crate::models::{Entry, digest_of, internal};
+use crate::owners::{OWNERS_SPENT, check_limit, participants, unpaid};
+use crate::progress::Step;
 use crate::task::Task;
 use crate::waiting::Waiting;
 
@@ -28,13 +30,19 @@ const MAXIMUM_PLAN_REQUESTS: usize = 4096;
 
 /// Servers 1 and 2: answers a plan and takes part in what the leader starts.
 pub(crate) fn follow(link: &mut Link<'_>, context: &Context, plan: Plan) -> Result<(), Failure> {
+    let run_id = RunId::try_from(&plan.run[..])
+        .map_err(|_| Failure::fault("a plan's run id has the wrong length".to_owned()))?;
+    let (task, session) = (plan.task.clone(), plan.batch);
+    link.in_batch(&task, session, &run_id, |link| follow_plan(link, context, plan, run_id))
+}
+
+fn follow_plan(link: &mut Link<'_>, context: &Context, plan: Plan, run_id: RunId) -> Result<(), Failure> {
+    link.steps.enter(Step::Plan);
     let leader = link.neighbour_of(PartyIndex::ALL[0]);
     let fellow = if leader == Neighbour::Next { Neighbour::Previous } else { Neighbour::Next };
     link.note_session(plan.batch)?;
     let prepared = prepare(context, &plan);
     let keys = request_keys(&plan)?;
-    let run_id = RunId::try_from(&plan.run[..])
-        .map_err(|_| Failure::fault("a plan's run id has the wrong length".to_owned()))?;
     let mut places: Vec<Option<Waiting>> = keys.iter().map(|key| context.room.take(key)).collect();
     // The component that both followers hold is number 2: server 1's next, server 2's own.
     let slot = usize::from(fellow == Neighbour::Next);
@@ -46,6 +54,7 @@ pub(crate) fn follow(link: &mut Link<'_>, context: &Context, plan: Plan) -> Resu
         Frame::ComponentDigests(ComponentDigests { batch: plan.batch, digests: mine.collect() }),
     )?;
     link.flush()?;
+    link.steps.enter(Step::Digests);
     let theirs = link.receive_digests(fellow, plan.batch)?;
     let reply = |verdicts, refusal| Frame::PlanReply(PlanReply { batch: plan.batch, verdicts, refusal });
     let (task, models) = match prepared {
@@ -54,8 +63,8 @@ pub(crate) fn follow(link: &mut Link<'_>, context: &Context, plan: Plan) -> Resu
             link.send(leader, reply(Vec::new(), Some(refusal.clone())))?;
             link.flush()?;
             let _ = receive_start(link, leader, plan.batch)?;
-            if refusal.reason == MODELS_MISSING {
-                // The leader plans the same requests again, without these models.
+            if [MODELS_MISSING, OWNERS_SPENT].contains(&refusal.reason.as_str()) {
+                // The leader plans the same requests again, without these models or owners.
                 places.into_iter().flatten().for_each(|waiting| context.room.put_back(waiting));
                 return Ok(());
             }
@@ -64,6 +73,7 @@ pub(crate) fn follow(link: &mut Link<'_>, context: &Context, plan: Plan) -> Resu
             return Ok(());
         }
     };
+    let participants = participants(&models);
     let judged: Vec<Result<Judgement, RpcError>> = (0..keys.len())
         .map(|index| {
             let request = &plan.requests[index];
@@ -72,7 +82,7 @@ pub(crate) fn follow(link: &mut Link<'_>, context: &Context, plan: Plan) -> Resu
                 step: "it no longer has its part of the request".to_owned(),
             })?;
             check_same(context, request, waiting, slot, theirs.digests.get(index).map(|d| &d[..]))?;
-            Ok(judge(context, &task, waiting))
+            Ok(judge(context, &task, &models, &participants, waiting))
         })
         .collect();
     let verdicts = judged.iter().enumerate().map(|(index, judged)| verdict(index, judged)).collect();
@@ -101,7 +111,8 @@ pub(crate) fn follow(link: &mut Link<'_>, context: &Context, plan: Plan) -> Resu
 }
 
 fn receive_start(link: &mut Link<'_>, leader: Neighbour, batch: u64) -> Result<Start, Failure> {
-    link.receive(leader, "start the batch", |frame| match frame {
+    link.steps.enter(Step::Start);
+    link.receive(leader, Step::Start, |frame| match frame {
         Frame::Start(start) if start.batch == batch => Some(start),
         _ => None,
     })
@@ -146,6 +157,7 @@ fn prepare(context: &Context, plan: &Plan) -> Result<(Arc<Task>, Vec<Entry>), Re
     let refuse = |error: RpcError| error.to_refusal();
     let task = context.tasks.get(&plan.task).map_err(refuse)?;
     context.tasks.check_agreement(task).map_err(refuse)?;
+    context.watch.check(task.name()).map_err(refuse)?;
     let rows: u64 = plan.requests.iter().map(|request| u64::from(request.rows)).sum();
     if rows > MAXIMUM_PLAN_ROWS {
         let what = "rows of a batch".to_owned();
@@ -173,6 +185,20 @@ fn prepare(context: &Context, plan: &Plan) -> Result<(Arc<Task>, Vec<Entry>), Re
     }
     if digest_of(&models) != plan.model_set_digest[..] {
         return Err(refuse(internal("the plan's digest of the model set is wrong")));
+    }
+    check_limit(task, &models).map_err(refuse)?;
+    let unpaid = unpaid(context, task, &models, rows).map_err(refuse)?;
+    if !unpaid.owners.is_empty() {
+        let owners: Vec<_> = unpaid.owners.into_iter().collect();
+        return Err(Refusal {
+            reason: OWNERS_SPENT.to_owned(),
+            message: format!(
+                "the own budgets of these owners do not pay on {}: {}",
+                context.here,
+                owners.join(", ")
+            ),
+            metadata: [("owners".to_owned(), owners.join(","))].into_iter().collect(),
+        });
     }
     Ok((Arc::clone(task), models))
 }

@@ -7,14 +7,18 @@ use concilium_privacy::RequestKey;
 use concilium_rpc::status::RpcError;
 use concilium_rpc::v1::lane_frame::Frame;
 use concilium_rpc::v1::{
-    Plan, PlanReply, PlannedModel, PlannedRequest, Refusal, RequestRefusal, Start, request_verdict::Verdict,
+    Incomplete, Plan, PlanReply, PlannedModel, PlannedRequest, Refusal, RequestRefusal, Start,
+    request_verdict::Verdict,
 };
 
 use crate::answer::RunId;
+use crate::arrivals::to_wire;
 use crate::batch::{Decision, Judgement, MODELS_MISSING, carry_out, judge};
 use crate::context::Context;
 use crate::link::{Failure, Link};
 use crate::models::{Entry, digest_of, internal};
+use crate::owners::{OWNERS_SPENT, participants, unpaid, within_limit};
+use crate::progress::Step;
 use crate::task::Task;
 use crate::waiting::Waiting;
 
@@ -35,6 +39,7 @@ pub(crate) fn lead(link: &mut Link<'_>, context: &Context) -> Result<(), Failure
     }
     let prepared = context.tasks.get(&task).cloned().and_then(|task| {
         context.tasks.check_agreement(&task)?;
+        context.watch.check(task.name())?;
         Ok(task)
     });
     let task = match prepared {
@@ -44,14 +49,51 @@ pub(crate) fn lead(link: &mut Link<'_>, context: &Context) -> Result<(), Failure
             return Ok(());
         }
     };
-    let mut models = context.models.ready(task.name());
+    lead_requests(link, context, &task, pending)
+}
+
+/// Plans and runs these requests together, or one by one where all together are too much for the owners.
+fn lead_requests(
+    link: &mut Link<'_>,
+    context: &Context,
+    task: &Task,
+    mut pending: Vec<Waiting>,
+) -> Result<(), Failure> {
+    let mut models = within_limit(context.models.ready(task.name()), task.policy.models_per_owner);
+    let rows = pending.iter().map(|waiting| u64::from(waiting.rows)).sum();
+    let unpaid = match unpaid(context, task, &models, rows) {
+        Ok(unpaid) => unpaid,
+        Err(error) => {
+            refuse_all(&mut pending, &error);
+            return Ok(());
+        }
+    };
+    models.retain(|entry| !unpaid.owners.contains(&entry.key.owner));
+    if models.is_empty() && !unpaid.owners.is_empty() {
+        if pending.len() > 1 {
+            return pending
+                .into_iter()
+                .try_for_each(|waiting| lead_requests(link, context, task, vec![waiting]));
+        }
+        let keys: Vec<_> = pending.iter().map(|waiting| waiting.key.clone()).collect();
+        refuse_all(&mut pending, &unpaid.refusal(task));
+        // The others' parts would wait in vain.
+        link.send_both(Frame::Incomplete(Incomplete { requests: to_wire(keys) }))?;
+        return link.flush();
+    }
     for _ in 0..PLANNING_ATTEMPTS {
         if models.is_empty() {
             refuse_all(&mut pending, &RpcError::NoModels { task: task.name().to_owned() });
             return Ok(());
         }
-        match lead_attempt(link, context, &task, &models, &mut pending)? {
+        let session = link.next_session();
+        let run_id: RunId = rand::random();
+        let attempt =
+            |link: &mut Link<'_>| lead_attempt(link, context, session, run_id, task, &models, &mut pending);
+        match link.in_batch(task.name(), session, &run_id, attempt)? {
             Outcome::Done => return Ok(()),
+            // Another server's ledger has charged them more; they leave this batch.
+            Outcome::OwnersSpent(owners) => models.retain(|entry| !owners.contains(&entry.key.owner)),
             Outcome::ModelsMissing(missing) => {
                 models.retain(|entry| !missing.contains(&(entry.key.owner.clone(), entry.key.model.clone())));
             }
@@ -73,17 +115,19 @@ fn refuse_all(waiting: &mut Vec<Waiting>, error: &RpcError) {
 enum Outcome {
     Done,
     ModelsMissing(BTreeSet<(String, String)>),
+    OwnersSpent(BTreeSet<String>),
 }
 
 fn lead_attempt(
     link: &mut Link<'_>,
     context: &Context,
+    batch: u64,
+    run_id: RunId,
     task: &Task,
     models: &[Entry],
     pending: &mut Vec<Waiting>,
 ) -> Result<Outcome, Failure> {
-    let batch = link.next_session();
-    let run_id: RunId = rand::random();
+    link.steps.enter(Step::Plan);
     for neighbour in [Neighbour::Next, Neighbour::Previous] {
         // Component i + 1 is shared with the next server, component i with the previous one.
         let slot = usize::from(neighbour == Neighbour::Next);
@@ -91,9 +135,11 @@ fn lead_attempt(
         link.send(neighbour, Frame::Plan(plan))?;
     }
     link.flush()?;
-    let judgements: Vec<_> = pending.iter().map(|waiting| judge(context, task, waiting)).collect();
+    let participants = participants(models);
+    let judgements: Vec<_> =
+        pending.iter().map(|waiting| judge(context, task, models, &participants, waiting)).collect();
     let replies = [Neighbour::Next, Neighbour::Previous].map(|neighbour| {
-        link.receive(neighbour, "answer the plan", |frame| match frame {
+        link.receive(neighbour, Step::Plan, |frame| match frame {
             Frame::PlanReply(reply) if reply.batch == batch => Some(reply),
             _ => None,
         })
@@ -105,6 +151,10 @@ fn lead_attempt(
         link.flush()?;
         if refusal.reason == MODELS_MISSING {
             return Ok(Outcome::ModelsMissing(parse_missing(refusal)));
+        }
+        if refusal.reason == OWNERS_SPENT {
+            let owners = refusal.metadata.get("owners").map(String::as_str).unwrap_or_default();
+            return Ok(Outcome::OwnersSpent(owners.split(',').map(str::to_owned).collect()));
         }
         refuse_all(pending, &RpcError::from_refusal(refusal));
         return Ok(Outcome::Done);

@@ -1,29 +1,51 @@
 //! The program that one of the three secure servers runs.
 //!
-//! A server takes requests in ([`prediction`], [`model_service`], [`budget_service`]) on a
-//! multi-thread runtime and evaluates them on a thread of its own ([`evaluator`]), which owns the
-//! links to the two other servers and runs batches one after the other as plain synchronous code.
-//! Between the two lies the [`waiting`] room.
+//! A server takes requests in ([`prediction`], [`model_service`], [`budget_service`],
+//! [`operations_service`]) on a multi-thread runtime and evaluates them on a thread of its own
+//! ([`evaluator`]), which owns the links to the two other servers and runs batches one after the other
+//! as plain synchronous code. Between the two lies the [`waiting`] room.
 
 mod answer;
+pub mod arguments;
 mod arrivals;
+mod barrier;
 mod batch;
 pub mod budget_service;
+pub mod calls;
+mod certificates;
 pub mod config;
 pub mod context;
+pub mod epochs;
+mod evaluation;
 pub mod evaluator;
+mod export;
 mod follower;
+pub mod health;
+pub mod history;
 mod kept;
 mod leader;
+mod ledger;
+mod ledger_watch;
 mod link;
 pub mod log;
+pub mod metrics;
 pub mod model_service;
 pub mod models;
+pub mod operations_service;
+mod owners;
 pub mod prediction;
+pub mod progress;
+pub mod randomness;
+mod receipt;
+mod retention;
 mod run;
 pub mod server;
+mod start;
 pub mod task;
 pub mod waiting;
+pub mod web;
 
 pub use config::ServerConfig;
+pub use randomness::Randomness;
 pub use server::run;
+pub use start::start;

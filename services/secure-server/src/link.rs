@@ -1,16 +1,20 @@
 //! The lane to the two other servers during one connection, with what a server keeps of it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use concilium_mpc::{Neighbour, PartyIndex};
 use concilium_rpc::lane::{Lane, LaneError};
 use concilium_rpc::status::RpcError;
 use concilium_rpc::v1::lane_frame::Frame;
-use concilium_rpc::v1::{Arrived, ComponentDigests, Incomplete, Released};
+use concilium_rpc::v1::{Arrived, ComponentDigests, Heartbeat, Incomplete, Released};
 
+use crate::answer::RunId;
 use crate::arrivals::{Arrivals, named, to_wire};
 use crate::context::Context;
 use crate::kept::replay;
+use crate::log::join_trace;
+use crate::metrics;
+use crate::progress::{Step, Steps};
 
 /// Why a batch, and with it the present links, were given up.
 #[derive(Debug)]
@@ -36,12 +40,86 @@ pub(crate) struct Link<'a> {
     pub(crate) early: Option<ComponentDigests>,
     /// On server 0: the requests that the other servers have.
     pub(crate) arrivals: Arrivals,
+    /// Times the steps of batches.
+    pub(crate) steps: Steps,
+    /// When the present batch began.
+    pub(crate) batch_began: Instant,
+    /// When each neighbour was last heard, and when they were last told that this server lives.
+    pulse: Pulse,
+}
+
+/// How often a server tells its neighbours between batches that it lives.
+const BEAT: Duration = Duration::from_secs(1);
+
+/// Shortest silence between batches that ends a connection, however short a time the configuration
+/// allows a peer within a batch: some beats must fit into it.
+const MINIMUM_SILENCE: Duration = Duration::from_secs(5);
+
+/// The two neighbours' signs of life.
+struct Pulse {
+    beaten: Instant,
+    next_heard: Instant,
+    previous_heard: Instant,
+}
+
+impl Pulse {
+    fn now() -> Self {
+        let now = Instant::now();
+        Pulse { beaten: now, next_heard: now, previous_heard: now }
+    }
+
+    fn heard(&mut self, from: Neighbour) -> &mut Instant {
+        match from {
+            Neighbour::Next => &mut self.next_heard,
+            Neighbour::Previous => &mut self.previous_heard,
+        }
+    }
 }
 
 impl<'a> Link<'a> {
     /// A lane that has just been connected.
     pub(crate) fn new(lane: &'a mut Lane, context: &'a Context) -> Self {
-        Link { lane, context, session: 0, early: None, arrivals: Arrivals::default() }
+        Link {
+            lane,
+            context,
+            session: 0,
+            early: None,
+            arrivals: Arrivals::default(),
+            steps: Steps::default(),
+            batch_began: Instant::now(),
+            pulse: Pulse::now(),
+        }
+    }
+
+    /// Between batches: tells the neighbours that this server lives, and fails if one of them has been
+    /// silent for longer than a server waits for a message within a batch. A cut cable ends no
+    /// connection by itself; without this a server would call itself connected for many minutes.
+    pub(crate) fn beat(&mut self) -> Result<(), Failure> {
+        let limit = self.patience().max(MINIMUM_SILENCE);
+        for neighbour in [Neighbour::Next, Neighbour::Previous] {
+            if self.pulse.heard(neighbour).elapsed() > limit {
+                let peer = self.server_at(neighbour);
+                let reason = format!(
+                    "{peer} is not connected any more: nothing was heard of it for {} s; look at that server \
+                     and at the network between the two",
+                    limit.as_secs()
+                );
+                self.context.lane.note_peer_error(self.context.here, peer.number() as u8, &reason);
+                self.context.lane.note_error(reason.clone());
+                return Err(Failure { reason });
+            }
+        }
+        if self.pulse.beaten.elapsed() >= BEAT {
+            self.pulse.beaten = Instant::now();
+            self.send_both(Frame::Heartbeat(Heartbeat {}))?;
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Notes a sign of life between batches; within one every wait has a limit of its own.
+    pub(crate) fn note_heard(&mut self, from: Neighbour) {
+        *self.pulse.heard(from) = Instant::now();
     }
 
     /// The number of a new session.
@@ -70,8 +148,46 @@ impl<'a> Link<'a> {
         Duration::from_millis(self.context.limits.peer_timeout_ms)
     }
 
+    /// Runs one batch with everything that is logged and measured of it under its span.
+    pub(crate) fn in_batch<T>(
+        &mut self,
+        task: &str,
+        session: u64,
+        run_id: &RunId,
+        run: impl FnOnce(&mut Self) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let context = self.context;
+        let span = tracing::info_span!("batch", server = %context.here, task, session);
+        join_trace(&span, run_id);
+        let span = span.entered();
+        context.lane.progress.begin_batch(session);
+        self.batch_began = Instant::now();
+        let outcome = run(self);
+        // Nobody beats within a batch.
+        self.pulse = Pulse::now();
+        // Before the span that its steps are in.
+        self.steps.end();
+        drop(span);
+        if outcome.is_err() {
+            // The name came from the leader.
+            metrics::count_failed_batch(context.tasks.get(task).map_or("", |task| task.name()));
+        }
+        outcome
+    }
+
+    /// The server that a neighbour is.
+    fn server_at(&self, neighbour: Neighbour) -> PartyIndex {
+        match neighbour {
+            Neighbour::Next => self.context.here.next(),
+            Neighbour::Previous => self.context.here.previous(),
+        }
+    }
+
     pub(crate) fn fail(&self, error: &LaneError, step: &str) -> Failure {
         let reason = format!("{error} (this server waited for it to {step})");
+        if let Some(peer) = error.peer() {
+            self.context.lane.note_peer_error(self.context.here, peer, &reason);
+        }
         // Before the requests under way are dropped, so that their clients are told the reason.
         self.context.lane.note_error(reason.clone());
         Failure { reason }
@@ -88,6 +204,9 @@ impl<'a> Link<'a> {
 
     pub(crate) fn flush(&mut self) -> Result<(), Failure> {
         let patience = self.patience();
+        // Between batches the lane tells news, which is no step and nothing that a client waits for.
+        let progress = &self.context.lane.progress;
+        let _waiting = self.steps.current().map(|step| progress.wait(step, None, None));
         self.lane.flush(patience).map_err(|error| self.fail(&error, "take a message"))
     }
 
@@ -114,38 +233,41 @@ impl<'a> Link<'a> {
         match self.early.take() {
             Some(digests) if digests.batch == batch => Ok(digests),
             Some(_) => Err(Failure::fault("the other follower takes part in another batch".to_owned())),
-            None => self.receive(fellow, "send its component digests", |frame| match frame {
+            None => self.receive(fellow, Step::Digests, |frame| match frame {
                 Frame::ComponentDigests(digests) if digests.batch == batch => Some(digests),
                 _ => None,
             }),
         }
     }
 
-    /// Waits for one particular frame of a neighbour.
+    /// Waits for the frame of a neighbour that a step needs.
     pub(crate) fn receive<T>(
         &mut self,
         from: Neighbour,
-        step: &str,
+        step: Step,
         wanted: impl FnOnce(Frame) -> Option<T>,
     ) -> Result<T, Failure> {
         let patience = self.patience();
+        let waiting = self.context.lane.progress.wait(step, None, Some(self.server_at(from)));
         let frame = loop {
-            let frame = self.lane.receive(from, patience).map_err(|error| self.fail(&error, step))?;
+            let frame = self.lane.receive(from, patience).map_err(|error| self.fail(&error, step.due()))?;
             match frame.frame {
                 // A follower that had not read the plan yet when it announced more.
                 Some(Frame::Arrived(arrived)) => self.arrivals.note(from, &arrived),
                 Some(Frame::Released(released)) => release_kept(self.context, &released),
                 Some(Frame::Incomplete(incomplete)) => drop_incomplete(self.context, &incomplete),
+                Some(Frame::Heartbeat(_)) => {}
                 _ => break frame,
             }
         };
+        drop(waiting);
         let peer = self.lane.index_of(from);
         match frame.frame {
             Some(Frame::Abort(abort)) => {
                 Err(Failure::fault(format!("server {peer} gave up the batch: {}", abort.reason)))
             }
             Some(frame) => wanted(frame).ok_or_else(|| {
-                Failure::fault(format!("server {peer} sent another frame than that to {step}"))
+                Failure::fault(format!("server {peer} sent another frame than that to {}", step.due()))
             }),
             None => Err(Failure::fault(format!("server {peer} sent an unknown frame"))),
         }

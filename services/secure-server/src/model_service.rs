@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use concilium_network::Architecture;
-use concilium_privacy::{Clock, SystemClock};
+use concilium_privacy::{Clock, EpochBasis, EpochDeclaration, NanoRho, SystemClock};
+use concilium_rpc::connect::ReloadedChannels;
 use concilium_rpc::identity::{Identity, Role, check_name};
 use concilium_rpc::status::RpcError;
 use concilium_rpc::v1::compare_model_response::Outcome;
@@ -15,11 +16,10 @@ use concilium_rpc::v1::{
     upload_request,
 };
 use tokio_stream::StreamExt;
-use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use crate::context::Context;
-use crate::models::{Entry, ModelKey, Upload};
+use crate::models::{Entry, ModelKey, Terms, Upload};
 use crate::prediction::{broken, no_header, read_components, second_header};
 use crate::task::Task;
 
@@ -30,12 +30,12 @@ const MAXIMUM_ARCHITECTURE_BYTES: usize = 64 * 1024;
 pub struct ModelService {
     context: Arc<Context>,
     /// Connections to the peer ports of servers 0, 1 and 2, made on first use.
-    peers: [Channel; 3],
+    peers: ReloadedChannels,
 }
 
 impl ModelService {
     /// The service of this server.
-    pub fn new(context: Arc<Context>, peers: [Channel; 3]) -> Self {
+    pub fn new(context: Arc<Context>, peers: ReloadedChannels) -> Self {
         ModelService { context, peers }
     }
 
@@ -46,6 +46,7 @@ impl ModelService {
         };
         let task = Arc::clone(self.context.tasks.get(&header.task)?);
         let (key, architecture, content_digest) = check_header(&task, owner, &header)?;
+        let terms = check_terms(&task, &header)?;
         let elements = architecture.parameter_count() as u64;
         let pieces = stream.map(|message| match message.map_err(broken)?.message {
             Some(upload_request::Message::Chunk(chunk)) => Ok(chunk),
@@ -53,9 +54,9 @@ impl ModelService {
         });
         let announced = [("own", &header.own), ("next", &header.next)];
         let [own, next] = read_components(announced, elements, pieces).await?;
-        let upload = Upload { key, architecture, content_digest, own, next };
+        let upload = Upload { key, architecture, content_digest, terms, own, next };
         let now = i64::try_from(SystemClock.now_ms()).unwrap_or(i64::MAX);
-        let (models, limit) = (Arc::clone(&self.context.models), self.context.limits.models_per_owner);
+        let (models, limit) = (Arc::clone(&self.context.models), task.policy.models_per_owner);
         let stored = tokio::task::spawn_blocking(move || models.upload(upload, limit, now));
         stored.await.map_err(crate::models::internal)?
     }
@@ -70,7 +71,7 @@ impl ModelService {
         }
         match entry.state {
             ModelState::Ready => return Ok(entry),
-            ModelState::Rejected => {
+            ModelState::Rejected | ModelState::Retired => {
                 return Err(RpcError::ModelRejected {
                     task: key.task,
                     model: key.model,
@@ -89,9 +90,13 @@ impl ModelService {
                 content_digest: entry.content_digest.to_vec().into(),
                 component_digest: digest.to_vec().into(),
                 component: component.number() as u32,
+                epoch: entry.terms.epoch,
+                owner_budget_nano_rho: entry.terms.budget.map(NanoRho::units),
+                retrained_on_new_data: entry.terms.retrained,
             };
             let unavailable = |step: String| RpcError::PeerUnavailable { peer: peer.to_string(), step };
-            let answer = PeerClient::new(self.peers[peer.number()].clone())
+            let channel = self.peers.to(peer.number()).map_err(|error| unavailable(error.to_string()))?;
+            let answer = PeerClient::new(channel)
                 .compare_model(question)
                 .await
                 .map_err(|status| unavailable(format!("comparing the model: {}", status.message())))?;
@@ -105,6 +110,14 @@ impl ModelService {
                     };
                     self.context.models.set_state(&key, ModelState::Rejected, &error.to_string())?;
                     return Err(error);
+                }
+                Outcome::TermsDiffer => {
+                    let problem = format!(
+                        "this server and {peer} were given different epochs or budgets of the owner; withdraw the \
+                         model and share it with one `--budget-rho`"
+                    );
+                    self.context.models.set_state(&key, ModelState::Rejected, &problem)?;
+                    return Err(RpcError::ModelRejected { task: key.task, model: key.model, problem });
                 }
                 _ => {
                     let step = "it does not hold the model yet; upload it to all three servers first";
@@ -168,6 +181,44 @@ fn check_header(
             problem: format!("has {} bytes, not 32", header.content_digest.len()),
         })?;
     Ok((key, architecture, content_digest))
+}
+
+/// Checks for which epoch a model is shared, whether its owner says what the epoch asks for, and whether
+/// its owner's budget pays for anything.
+fn check_terms(task: &Task, header: &UploadHeader) -> Result<Terms, RpcError> {
+    let invalid =
+        |field: &str, problem: String| RpcError::InvalidRequest { field: field.to_owned(), problem };
+    let epoch = task.policy.epoch;
+    if header.epoch != epoch {
+        let problem = format!(
+            "is {}, but task `{}` is in epoch {epoch}: a model votes only in the epoch that its owner has agreed to",
+            header.epoch,
+            task.name()
+        );
+        return Err(invalid("epoch", problem));
+    }
+    let budget = header.owner_budget_nano_rho.map(NanoRho::new);
+    let row = NanoRho::new(task.row_cost_nano_rho());
+    if let Some(budget) = budget.filter(|budget| *budget < row) {
+        let problem = format!(
+            "is rho {budget}, but one row of task `{}` costs rho {row}: the model would never vote",
+            task.name()
+        );
+        return Err(invalid("owner_budget_nano_rho", problem));
+    }
+    let retrained = header.retrained_on_new_data;
+    if let Some(EpochDeclaration { basis: EpochBasis::Retrained, attested_by }) = &task.policy.declaration
+        && !retrained
+    {
+        let problem = format!(
+            "is not said, but epoch {epoch} of task `{}` began with nothing spent, because all its models are trained \
+             anew on records that do not count in earlier epochs ({attested_by} answers for that): if that is so for \
+             this model, say it with `concilium-owner share --retrained-on-new-data`, and if not, do not share it",
+            task.name()
+        );
+        return Err(invalid("retrained_on_new_data", problem));
+    }
+    Ok(Terms { epoch, budget, retrained })
 }
 
 #[async_trait]

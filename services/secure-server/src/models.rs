@@ -9,7 +9,7 @@ use concilium_inference::{Ensemble, SharedModel};
 use concilium_mpc::PartyIndex;
 use concilium_mpc::input::Component;
 use concilium_network::Architecture;
-use concilium_ring::Z64;
+use concilium_privacy::NanoRho;
 use concilium_rpc::lane::CompareModels;
 use concilium_rpc::status::RpcError;
 use concilium_rpc::v1::compare_model_response::Outcome;
@@ -19,10 +19,18 @@ use redb::{Database, Durability, ReadableDatabase, ReadableTable, ReadableTableM
 use thiserror::Error;
 use zeroize::Zeroize;
 
+use crate::epochs::Epochs;
 use crate::task::Task;
 
+mod stored;
+
+use stored::{StoredModel, load, stored_bytes};
+
 /// Key `task/owner/model`, none of which contains a slash; value an encoded [`StoredModel`].
-const MODELS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("models-v1");
+const MODELS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("models-v2");
+
+/// What versions before 0.2 wrote: models without epoch.
+const OLD_MODELS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("models-v1");
 
 /// Why the store can't be used.
 #[derive(Debug, Error)]
@@ -35,6 +43,16 @@ pub enum ModelStoreError {
         path: PathBuf,
         /// What the storage said.
         reason: String,
+    },
+    /// An older version of the program wrote the file.
+    #[error(
+        "the model store {} was written by an older version, which kept no epochs with the models; move the file away, \
+         and let the owners share their models again",
+        path.display()
+    )]
+    Schema {
+        /// The file.
+        path: PathBuf,
     },
     /// A stored model can't be read.
     #[error("the model store {} holds an unreadable model {key}: {reason}; withdraw it and share it again", path.display())]
@@ -65,49 +83,16 @@ impl fmt::Display for ModelKey {
     }
 }
 
-/// A model as it lies on the disk.
-#[derive(Clone, PartialEq, Message)]
-#[prost(skip_debug)]
-struct StoredModel {
-    #[prost(string, tag = "1")]
-    task: String,
-    #[prost(string, tag = "2")]
-    owner: String,
-    #[prost(string, tag = "3")]
-    model: String,
-    /// JSON.
-    #[prost(bytes = "vec", tag = "4")]
-    architecture: Vec<u8>,
-    #[prost(bytes = "vec", tag = "5")]
-    content_digest: Vec<u8>,
-    #[prost(enumeration = "ModelState", tag = "6")]
-    state: i32,
-    #[prost(string, tag = "7")]
-    reason: String,
-    #[prost(int64, tag = "8")]
-    uploaded_at_unix_ms: i64,
-    #[prost(bool, tag = "9")]
-    own_is_seed: bool,
-    #[prost(bytes = "vec", tag = "10")]
-    own: Vec<u8>,
-    #[prost(bool, tag = "11")]
-    next_is_seed: bool,
-    #[prost(bytes = "vec", tag = "12")]
-    next: Vec<u8>,
-}
-
-impl fmt::Debug for StoredModel {
-    /// Names only: the components are secret.
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("StoredModel").field("model", &self.model).finish_non_exhaustive()
-    }
-}
-
-impl Drop for StoredModel {
-    fn drop(&mut self) {
-        self.own.zeroize();
-        self.next.zeroize();
-    }
+/// On which terms an owner shares a model. Public, and equal on the three servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// The epoch of the task for which the model was shared.
+    pub epoch: u64,
+    /// Most that the owner lets be released about all of its models of this task epoch together; `None`
+    /// for no bound of its own. The smallest of an owner's models holds.
+    pub budget: Option<NanoRho>,
+    /// The owner's statement that the model was trained anew, on records that count in no earlier epoch.
+    pub retrained: bool,
 }
 
 /// What an owner uploads.
@@ -118,6 +103,8 @@ pub struct Upload {
     pub architecture: Architecture,
     /// Names this content of the model.
     pub content_digest: [u8; 32],
+    /// On which terms.
+    pub terms: Terms,
     /// Component i of server i.
     pub own: Component,
     /// Component i + 1 of server i.
@@ -135,8 +122,10 @@ pub struct Entry {
     pub content_digest: [u8; 32],
     /// Its state on this server.
     pub state: ModelState,
-    /// Why it is rejected, or empty.
+    /// Why it is rejected or retired, or empty.
     pub reason: String,
+    /// On which terms it was shared.
+    pub terms: Terms,
     uploaded_at_unix_ms: i64,
     /// Digests of components i and i + 1, for comparison with the neighbours.
     digests: [[u8; 32]; 2],
@@ -156,6 +145,9 @@ impl Entry {
             parameters: self.architecture.parameter_count() as u64,
             uploaded_at_unix_ms: self.uploaded_at_unix_ms,
             content_digest: self.content_digest.to_vec().into(),
+            epoch: self.terms.epoch,
+            owner_budget_nano_rho: self.terms.budget.map(NanoRho::units),
+            retrained_on_new_data: self.terms.retrained,
         }
     }
 
@@ -174,6 +166,7 @@ impl Entry {
 /// All models of one server.
 pub struct ModelStore {
     here: PartyIndex,
+    epochs: Epochs,
     path: PathBuf,
     database: Database,
     entries: RwLock<BTreeMap<ModelKey, Entry>>,
@@ -181,17 +174,20 @@ pub struct ModelStore {
 
 impl ModelStore {
     /// Opens the store at `path`, creating it if it is missing, and prepares the models that are
-    /// ready.
+    /// ready. Models of epochs that do not vote are retired.
     ///
     /// # Errors
     /// [`ModelStoreError`] naming the file and the model.
-    pub fn open(here: PartyIndex, path: &Path) -> Result<Self, ModelStoreError> {
+    pub fn open(here: PartyIndex, path: &Path, epochs: Epochs) -> Result<Self, ModelStoreError> {
         let storage = |reason: String| ModelStoreError::Storage { path: path.to_owned(), reason };
         let database = Database::create(path).map_err(|error| storage(error.to_string()))?;
-        let store = ModelStore { here, path: path.to_owned(), database, entries: RwLock::default() };
+        let store = ModelStore { here, epochs, path: path.to_owned(), database, entries: RwLock::default() };
         store.write(|table| table.len().map(|_| ()))?;
         let mut entries = BTreeMap::new();
         let read = store.database.begin_read().map_err(|error| storage(error.to_string()))?;
+        if read.open_table(OLD_MODELS).is_ok() {
+            return Err(ModelStoreError::Schema { path: path.to_owned() });
+        }
         let table = read.open_table(MODELS).map_err(|error| storage(error.to_string()))?;
         for row in table.iter().map_err(|error| storage(error.to_string()))? {
             let (key, value) = row.map_err(|error| storage(error.to_string()))?;
@@ -201,7 +197,7 @@ impl ModelStore {
                 reason,
             };
             let stored = StoredModel::decode(value.value()).map_err(|error| corrupt(error.to_string()))?;
-            let entry = load(&stored).map_err(corrupt)?;
+            let entry = load(&stored, &store.epochs).map_err(corrupt)?;
             entries.insert(entry.key.clone(), entry);
         }
         *store.entries.write().unwrap_or_else(PoisonError::into_inner) = entries;
@@ -228,28 +224,30 @@ impl ModelStore {
     /// # Errors
     /// [`RpcError::ModelExists`] for other content of a ready model, [`RpcError::TooLarge`] above
     /// `models_per_owner`, [`RpcError::Internal`] when the disk fails.
-    pub fn upload(
-        &self,
-        upload: Upload,
-        models_per_owner: usize,
-        now_unix_ms: i64,
-    ) -> Result<Entry, RpcError> {
-        let Upload { key, architecture, content_digest, own, next } = upload;
+    pub fn upload(&self, upload: Upload, models_per_owner: u32, now_unix_ms: i64) -> Result<Entry, RpcError> {
+        let Upload { key, architecture, content_digest, terms, own, next } = upload;
         {
             let entries = self.read();
             match entries.get(&key) {
-                Some(entry) if entry.content_digest == content_digest => return Ok(entry.clone()),
+                Some(entry) if entry.content_digest == content_digest && entry.terms == terms => {
+                    return Ok(entry.clone());
+                }
                 Some(entry) if entry.state == ModelState::Ready => {
                     return Err(RpcError::ModelExists { task: key.task, model: key.model });
                 }
                 _ => {}
             }
-            let same_owner = |other: &&ModelKey| other.task == key.task && other.owner == key.owner;
-            let others = entries.keys().filter(|other| **other != key).filter(same_owner).count();
-            if others >= models_per_owner {
+            let counts = |other: &&Entry| {
+                other.key.task == key.task
+                    && other.key.owner == key.owner
+                    && other.key != key
+                    && other.state != ModelState::Retired
+            };
+            let others = entries.values().filter(counts).count();
+            if others >= models_per_owner as usize {
                 return Err(RpcError::TooLarge {
                     what: format!("number of models of owner {} for task {}", key.owner, key.task),
-                    limit: models_per_owner as u64,
+                    limit: models_per_owner.into(),
                     got: others as u64 + 1,
                 });
             }
@@ -267,9 +265,12 @@ impl ModelStore {
             own: stored_bytes(&own),
             next_is_seed: matches!(next, Component::Seed(_)),
             next: stored_bytes(&next),
+            epoch: terms.epoch,
+            owner_budget_nano_rho: terms.budget.map(NanoRho::units),
+            retrained: terms.retrained,
         };
         self.save(&stored).map_err(internal)?;
-        let entry = load(&stored).map_err(internal)?;
+        let entry = load(&stored, &self.epochs).map_err(internal)?;
         self.entries.write().unwrap_or_else(PoisonError::into_inner).insert(key, entry.clone());
         Ok(entry)
     }
@@ -297,7 +298,7 @@ impl ModelStore {
         stored.state = state.into();
         stored.reason = reason.to_owned();
         self.save(&stored).map_err(internal)?;
-        let entry = load(&stored).map_err(internal)?;
+        let entry = load(&stored, &self.epochs).map_err(internal)?;
         self.entries.write().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), entry.clone());
         Ok(entry)
     }
@@ -349,6 +350,14 @@ impl CompareModels for ModelStore {
         if entry.content_digest != request.content_digest[..] {
             return Outcome::Unknown;
         }
+        let theirs = Terms {
+            epoch: request.epoch,
+            budget: request.owner_budget_nano_rho.map(NanoRho::new),
+            retrained: request.retrained_on_new_data,
+        };
+        if entry.terms != theirs {
+            return Outcome::TermsDiffer;
+        }
         match entry.component_digest(self.here, request.component) {
             Some(digest) if digest == request.component_digest[..] => Outcome::Match,
             _ => Outcome::Mismatch,
@@ -396,62 +405,4 @@ fn unknown(key: &ModelKey) -> RpcError {
 
 pub(crate) fn internal(error: impl fmt::Display) -> RpcError {
     RpcError::Internal { problem: error.to_string() }
-}
-
-fn stored_bytes(component: &Component) -> Vec<u8> {
-    match component {
-        Component::Seed(seed) => seed.to_vec(),
-        Component::Data(bytes) => bytes.clone(),
-    }
-}
-
-fn from_stored(is_seed: bool, bytes: &[u8]) -> Result<Component, String> {
-    if is_seed {
-        let seed = bytes.try_into().map_err(|_| "a seed has the wrong length".to_owned())?;
-        Ok(Component::Seed(seed))
-    } else {
-        Ok(Component::Data(bytes.to_vec()))
-    }
-}
-
-/// Reads a stored model and, if it is ready, prepares it for evaluation.
-fn load(stored: &StoredModel) -> Result<Entry, String> {
-    let architecture: Architecture =
-        serde_json::from_slice(&stored.architecture).map_err(|error| error.to_string())?;
-    architecture.validate().map_err(|error| error.to_string())?;
-    let key =
-        ModelKey { task: stored.task.clone(), owner: stored.owner.clone(), model: stored.model.clone() };
-    let content_digest: [u8; 32] = stored
-        .content_digest
-        .as_slice()
-        .try_into()
-        .map_err(|_| "the content digest has the wrong length".to_owned())?;
-    let own = from_stored(stored.own_is_seed, &stored.own)?;
-    let next = from_stored(stored.next_is_seed, &stored.next)?;
-    let mut context = blake3::Hasher::new_derive_key("concilium v1 model component");
-    context.update(key.to_string().as_bytes()).update(&content_digest);
-    let context = *context.finalize().as_bytes();
-    let state = stored.state();
-    let prepared = if state == ModelState::Ready {
-        let count = architecture.parameter_count();
-        let expand =
-            |component: &Component| component.expand::<Z64>(count).map_err(|error| error.to_string());
-        let (mut own, mut next) = (expand(&own)?, expand(&next)?);
-        let model = SharedModel::new(architecture.clone(), &own, &next).map_err(|error| error.to_string());
-        own.zeroize();
-        next.zeroize();
-        Some(Arc::new(model?))
-    } else {
-        None
-    };
-    Ok(Entry {
-        key,
-        architecture,
-        content_digest,
-        state,
-        reason: stored.reason.clone(),
-        uploaded_at_unix_ms: stored.uploaded_at_unix_ms,
-        digests: [own.digest(&context), next.digest(&context)],
-        prepared,
-    })
 }

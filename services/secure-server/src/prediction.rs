@@ -22,8 +22,12 @@ use tonic::{Request, Response, Status, Streaming, async_trait};
 use crate::answer::Answer;
 use crate::batch::content_digest;
 use crate::context::Context;
+use crate::history::Outcome;
 use crate::kept::{ledger_error, replay};
-use crate::models::internal;
+use crate::metrics;
+use crate::models::{Entry, internal};
+use crate::owners::unpaid;
+use crate::receipt;
 use crate::task::Task;
 use crate::waiting::Waiting;
 
@@ -33,6 +37,34 @@ const ELEMENT_BYTES: u64 = 8;
 /// Serves clients.
 pub struct PredictionService {
     context: Arc<Context>,
+}
+
+/// Counts a request when it has ended, also one whose client hung up: its future is dropped.
+struct Counted {
+    context: Arc<Context>,
+    task: Option<Arc<Task>>,
+    rows: u32,
+    outcome: &'static str,
+    began: Instant,
+}
+
+impl Counted {
+    fn new(context: Arc<Context>) -> Self {
+        Counted { context, task: None, rows: 0, outcome: "abandoned", began: Instant::now() }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let task = self.task.as_ref().map_or("", |task| task.name());
+        let latency = self.began.elapsed();
+        metrics::count_request(task, self.outcome, latency);
+        let outcome = match self.outcome {
+            "answered" | "replayed" => Outcome::Answered { rows: self.rows, latency },
+            reason => Outcome::Refused { reason },
+        };
+        self.context.history.note(task, self.context.clock.now_ms(), outcome);
+    }
 }
 
 impl PredictionService {
@@ -46,6 +78,7 @@ impl PredictionService {
         &self,
         client: String,
         mut stream: Streaming<PredictRequest>,
+        counted: &mut Counted,
     ) -> Result<Answer, RpcError> {
         let context = &self.context;
         let header = match stream.message().await.map_err(broken)? {
@@ -53,8 +86,12 @@ impl PredictionService {
             _ => return Err(no_header()),
         };
         let task = Arc::clone(context.tasks.get(&header.task)?);
+        (counted.task, counted.rows) = (Some(Arc::clone(&task)), header.rows);
         let key = check_header(&task, &header, client)?;
+        let span = tracing::Span::current();
+        span.record("task", task.name()).record("request", tracing::field::display(&key.request));
         context.tasks.check_agreement(&task)?;
+        context.watch.check(task.name())?;
         let elements = u64::from(header.rows) * task.domain.features() as u64;
         let components = [("own", &header.own), ("next", &header.next)];
         let pieces = stream.map(|message| match message.map_err(broken)?.message {
@@ -70,8 +107,14 @@ impl PredictionService {
             return Ok(answer);
         }
         // Every server says so at once; the leader alone would leave the others waiting.
-        if context.models.ready(task.name()).is_empty() {
+        let models = context.models.ready(task.name());
+        if models.is_empty() {
             return Err(RpcError::NoModels { task: task.name().to_owned() });
+        }
+        if models.iter().any(|entry| entry.terms.budget.is_some()) {
+            let (context, task, rows) = (Arc::clone(context), Arc::clone(&task), header.rows.into());
+            let checked = tokio::task::spawn_blocking(move || check_owners(&context, &task, &models, rows));
+            checked.await.map_err(internal)??;
         }
         let (respond, answer) = oneshot::channel();
         let waiting = Waiting {
@@ -127,7 +170,10 @@ impl PredictionService {
     fn describe(&self, task: &Task, client: Option<&str>) -> Result<v1::Task, RpcError> {
         let models = self.context.models.ready(task.name());
         let owners: std::collections::BTreeSet<_> = models.iter().map(|entry| &entry.key.owner).collect();
+        let (epoch_basis, epoch_attested_by) = task.wire_declaration();
         Ok(v1::Task {
+            epoch_basis: epoch_basis.into(),
+            epoch_attested_by,
             name: task.name().to_owned(),
             epoch: task.policy.epoch,
             input_shape: task.domain.shape().iter().map(|&size| size as u32).collect(),
@@ -150,6 +196,17 @@ impl PredictionService {
             },
             caller_cap_nano_rho: task.policy.cap_per_client.map(concilium_privacy::NanoRho::units),
             task_cap_nano_rho: task.policy.cap_total.units(),
+            privacy_unit: task.wire_unit().into(),
+            models_per_owner: task.policy.models_per_owner,
+            threshold: task.wire_threshold(),
+            caller_cap_all_tasks_nano_rho: task
+                .policy
+                .cap_per_client_all_tasks
+                .map(concilium_privacy::NanoRho::units),
+            window: task.policy.window.map(|window| v1::SpendingWindow {
+                cap_nano_rho: window.rho.units(),
+                seconds: window.seconds,
+            }),
         })
     }
 
@@ -157,6 +214,13 @@ impl PredictionService {
         let spending = self.context.ledger.spent(task, epoch).map_err(ledger_error)?;
         Ok(spending.by_client.get(client).map_or(0, |total| total.rho.units()))
     }
+}
+
+/// Refuses a request for which no owner is left whose own budget pays.
+fn check_owners(context: &Context, task: &Task, models: &[Entry], rows: u64) -> Result<(), RpcError> {
+    let unpaid = unpaid(context, task, models, rows)?;
+    let paid = models.iter().any(|entry| !unpaid.owners.contains(&entry.key.owner));
+    if paid { Ok(()) } else { Err(unpaid.refusal(task)) }
 }
 
 /// What a lost client connection is; nobody is there to read it.
@@ -299,10 +363,16 @@ impl Prediction for PredictionService {
     ) -> Result<Response<Responses>, Status> {
         let caller = self.context.allowed.authorise(&request, &[Role::Client])?;
         let client = caller.name().to_owned();
-        let Answer { mut receipt, mut components, .. } =
-            self.answer(client.clone(), request.into_inner()).await?;
-        receipt.caller_spent_nano_rho = self.spent_by(&receipt.task, receipt.epoch, &client)?;
-        let header = predict_response::Message::Header(receipt);
+        let mut counted = Counted::new(Arc::clone(&self.context));
+        let answer = self.answer(client, request.into_inner(), &mut counted).await;
+        counted.outcome = match &answer {
+            Ok(answer) if answer.receipt.replayed => "replayed",
+            Ok(_) => "answered",
+            Err(error) => metrics::known_reason(error.reason()),
+        };
+        let answer = answer?;
+        let header = predict_response::Message::Header(receipt::sign(&self.context, &answer)?);
+        let mut components = answer.components;
         let slots = [
             (ComponentSlot::Own, std::mem::take(&mut components.own)),
             (ComponentSlot::Next, std::mem::take(&mut components.next)),

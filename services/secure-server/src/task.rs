@@ -1,25 +1,24 @@
 //! A task as the server runs it: its configuration checked, its noise pool, and what the other
 //! servers say about it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use concilium_mpc::PartyIndex;
 use concilium_network::InputDomain;
-use concilium_network::limits::{
-    MAXIMUM_CLASSES, MAXIMUM_FRACTIONAL_BITS, MINIMUM_CLASSES, MINIMUM_FRACTIONAL_BITS,
+use concilium_privacy::{
+    EpochBasis, EpochDeclaration, Mechanism, NanoRho, NoisePool, PrivacyUnit, Release, TaskPolicy, Threshold,
 };
-use concilium_privacy::{Mechanism, NoisePool, OpenDpNoise, Release, TaskPolicy};
-use concilium_rpc::identity::check_name;
 use concilium_rpc::status::RpcError;
 use concilium_rpc::v1;
 
-use crate::config::{ConfigError, TaskFile, TaskSection};
+use crate::config::{ConfigError, Origin, Problem, TaskFile, TaskSection};
+use crate::randomness::Randomness;
 
-/// Most bytes of one component of a request.
-const MAXIMUM_REQUEST_BYTES: usize = 64 << 20;
+/// What the computation gives is what the noise is drawn for.
+const _: () = assert!(concilium_mpc::probability::FRACTION_BITS == concilium_privacy::PROBABILITY_BITS);
 
 /// One task, ready to serve.
 pub struct Task {
@@ -33,8 +32,10 @@ pub struct Task {
     pub class_names: Vec<String>,
     /// Most rows of one request.
     pub request_rows: u32,
-    /// Noise drawn ahead.
+    /// Noise of answers, drawn ahead, in units of the release: votes, or for probabilities 2^-16 of a vote.
     pub noise: NoisePool,
+    /// Noise of threshold tests, one value a row, for a task that has a threshold.
+    pub threshold_noise: Option<NoisePool>,
     /// Canonical keys and values that the three servers compare.
     pub keys: BTreeMap<String, String>,
     /// Digest of `keys`.
@@ -46,66 +47,29 @@ impl Task {
         path: &Path,
         name: &str,
         section: &TaskSection,
+        cap_per_client_all_tasks: Option<NanoRho>,
         noise_rows: NonZeroUsize,
+        randomness: &Randomness,
     ) -> Result<Self, ConfigError> {
-        let refuse = |key: &str, problem: String| ConfigError::Value {
-            path: path.to_owned(),
-            key: format!("tasks.{name}.{key}"),
-            problem,
+        // Reading the file has checked all this; what fails here is a fault of that check.
+        let refuse = |problem: String| {
+            let key = format!("tasks.{name}");
+            ConfigError::of(Problem {
+                key,
+                ..Problem::of_file(path.to_owned(), Origin::Default, problem, "correct the task")
+            })
         };
-        check_name(name).map_err(|error| refuse("", error.to_string()))?;
-        let domain = InputDomain::new(
-            section.input_shape.clone(),
-            section.input_minimum.values(),
-            section.input_maximum.values(),
-        )
-        .map_err(|error| refuse("input_shape", error.to_string()))?;
-        let within = |key: &str, value: usize, low: usize, high: usize| {
-            if (low..=high).contains(&value) {
-                return Ok(());
-            }
-            Err(refuse(key, format!("is {value}; {low} to {high} are allowed")))
-        };
-        let (low, high) = (MINIMUM_FRACTIONAL_BITS as usize, MAXIMUM_FRACTIONAL_BITS as usize);
-        within("fractional_bits", section.fractional_bits as usize, low, high)?;
-        within("classes", section.classes, MINIMUM_CLASSES, MAXIMUM_CLASSES)?;
-        within("request_rows", section.request_rows as usize, 1, 4096)?;
-        let request_bytes = section.request_rows as usize * domain.features() * 8;
-        if request_bytes > MAXIMUM_REQUEST_BYTES {
-            let most = MAXIMUM_REQUEST_BYTES / (8 * domain.features());
-            return Err(refuse(
-                "request_rows",
-                format!("is {}; inputs of this shape allow {most}", section.request_rows),
-            ));
-        }
-        if !section.class_names.is_empty() && section.class_names.len() != section.classes {
-            let count = section.class_names.len();
-            return Err(refuse("class_names", format!("has {count} names for {} classes", section.classes)));
-        }
-        let mechanism = match (section.sigma, section.scale) {
-            (Some(sigma), None) => Mechanism::DiscreteGaussian { sigma },
-            (None, Some(scale)) => Mechanism::DiscreteLaplace { scale },
-            _ => {
-                let problem = "or `scale` must be given, and not both: sigma for discrete Gaussian noise, \
-                               scale for discrete Laplace noise";
-                return Err(refuse("sigma", problem.to_owned()));
-            }
-        };
-        let policy = TaskPolicy {
-            task: name.to_owned(),
-            epoch: section.epoch,
-            release: section.release,
-            mechanism,
-            bins: section.classes,
-            cap_total: section.budget_rho,
-            cap_per_client: section.budget_per_client_rho,
-            delta: section.delta,
-        };
-        policy.validate().map_err(|error| refuse("budget_rho", error.to_string()))?;
+        let domain = section.domain().map_err(|error| refuse(error.to_string()))?;
+        let mechanism = section.mechanism().ok_or_else(|| refuse("has no noise".to_owned()))?;
+        let policy = section.policy(name, mechanism, cap_per_client_all_tasks);
+        policy.validate().map_err(|error| refuse(error.to_string()))?;
         let keys = canonical(section, &policy, &domain);
-        let source = OpenDpNoise::new(mechanism).map_err(|error| refuse("sigma", error.to_string()))?;
-        let noise = NoisePool::new(source, section.classes, noise_rows)
-            .map_err(|error| refuse("sigma", error.to_string()))?;
+        let pool = |mechanism: Mechanism, bins: usize| {
+            let source = (randomness.noise)(mechanism).map_err(|error| refuse(error.to_string()))?;
+            NoisePool::new(source, bins, noise_rows).map_err(|error| refuse(error.to_string()))
+        };
+        let noise = pool(mechanism.on_lattice(policy.release.fraction_bits()), section.classes)?;
+        let threshold_noise = policy.threshold.map(|threshold| pool(threshold.mechanism, 1)).transpose()?;
         Ok(Task {
             policy,
             domain,
@@ -113,6 +77,7 @@ impl Task {
             class_names: section.class_names.clone(),
             request_rows: section.request_rows,
             noise,
+            threshold_noise,
             digest: digest(&keys),
             keys,
         })
@@ -134,13 +99,38 @@ impl Task {
 
     /// The mechanism as it travels.
     pub fn wire_mechanism(&self) -> v1::NoiseMechanism {
-        use v1::noise_mechanism::Kind;
-        let (kind, parameter) = match self.policy.mechanism {
-            Mechanism::DiscreteGaussian { sigma } => (Kind::DiscreteGaussian, sigma),
-            Mechanism::DiscreteLaplace { scale } => (Kind::DiscreteLaplace, scale),
-            _ => (Kind::Unspecified, concilium_privacy::NoiseScale::from_millionths(0)),
-        };
-        v1::NoiseMechanism { kind: kind.into(), parameter_millionths: parameter.millionths() }
+        wire_mechanism(self.policy.mechanism)
+    }
+
+    /// The threshold of a confident label as it travels.
+    pub fn wire_threshold(&self) -> Option<v1::ConfidenceThreshold> {
+        self.policy.threshold.map(|Threshold { votes, mechanism }| v1::ConfidenceThreshold {
+            votes,
+            mechanism: Some(wire_mechanism(mechanism)),
+        })
+    }
+
+    /// The privacy unit as it travels.
+    pub fn wire_unit(&self) -> v1::PrivacyUnit {
+        match self.policy.unit {
+            PrivacyUnit::Record => v1::PrivacyUnit::Record,
+            PrivacyUnit::Owner => v1::PrivacyUnit::Owner,
+            _ => v1::PrivacyUnit::Unspecified,
+        }
+    }
+
+    /// What the epoch began with, as it travels, and who answers for that.
+    pub fn wire_declaration(&self) -> (v1::EpochBasis, String) {
+        match &self.policy.declaration {
+            None => (v1::EpochBasis::Unspecified, String::new()),
+            Some(EpochDeclaration { basis, attested_by }) => {
+                let basis = match basis {
+                    EpochBasis::Retrained => v1::EpochBasis::Retrained,
+                    EpochBasis::CarriedOver => v1::EpochBasis::CarriedOver,
+                };
+                (basis, attested_by.clone())
+            }
+        }
     }
 
     /// The release as it travels.
@@ -148,20 +138,38 @@ impl Task {
         match self.policy.release {
             Release::Label => v1::Release::Label,
             Release::Histogram => v1::Release::Histogram,
+            Release::ConfidentLabel => v1::Release::ConfidentLabel,
+            Release::MeanProbability => v1::Release::MeanProbability,
             _ => v1::Release::Unspecified,
         }
     }
 
-    /// The cost of one row, in nano-rho.
+    /// The most that one row costs, in nano-rho.
     pub fn row_cost_nano_rho(&self) -> u64 {
         self.policy.row_cost().map_or(u64::MAX, concilium_privacy::NanoRho::units)
     }
 }
 
+fn wire_mechanism(mechanism: Mechanism) -> v1::NoiseMechanism {
+    use v1::noise_mechanism::Kind;
+    let (kind, parameter) = match mechanism {
+        Mechanism::DiscreteGaussian { sigma } => (Kind::DiscreteGaussian, sigma),
+        Mechanism::DiscreteLaplace { scale } => (Kind::DiscreteLaplace, scale),
+        _ => (Kind::Unspecified, concilium_privacy::NoiseScale::from_millionths(0)),
+    };
+    v1::NoiseMechanism { kind: kind.into(), parameter_millionths: parameter.millionths() }
+}
+
 /// Everything on which the servers must agree, one text for each key.
 fn canonical(section: &TaskSection, policy: &TaskPolicy, domain: &InputDomain) -> BTreeMap<String, String> {
     let option = |value: Option<String>| value.unwrap_or_else(|| "none".to_owned());
-    BTreeMap::from(
+    // A first epoch says nothing here, and is the same policy for servers that know nothing of these keys.
+    let declared = [
+        ("epoch_basis", section.epoch_basis.map(|value| value.to_string())),
+        ("epoch_attested_by", section.epoch_attested_by.clone()),
+    ];
+    let declared = declared.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
+    let mut keys = BTreeMap::from(
         [
             ("epoch", section.epoch.to_string()),
             ("input_shape", format!("{:?}", domain.shape())),
@@ -171,16 +179,29 @@ fn canonical(section: &TaskSection, policy: &TaskPolicy, domain: &InputDomain) -
             ("fractional_bits", section.fractional_bits.to_string()),
             ("classes", section.classes.to_string()),
             ("class_names", section.class_names.join(",")),
-            ("release", format!("{:?}", policy.release).to_lowercase()),
+            ("release", policy.release.to_string()),
             ("sigma", option(section.sigma.map(|value| value.to_string()))),
             ("scale", option(section.scale.map(|value| value.to_string()))),
+            ("confidence_votes", option(section.confidence_votes.map(|value| value.to_string()))),
+            ("confidence_sigma", option(section.confidence_sigma.map(|value| value.to_string()))),
+            ("confidence_scale", option(section.confidence_scale.map(|value| value.to_string()))),
+            ("privacy_unit", policy.unit.to_string()),
+            ("models_per_owner", policy.models_per_owner.to_string()),
             ("budget_rho", policy.cap_total.to_string()),
             ("budget_per_client_rho", option(policy.cap_per_client.map(|value| value.to_string()))),
+            (
+                "budget_per_client_all_tasks_rho",
+                option(policy.cap_per_client_all_tasks.map(|value| value.to_string())),
+            ),
+            ("budget_window_rho", option(section.budget_window_rho.map(|value| value.to_string()))),
+            ("budget_window_hours", option(section.budget_window_hours.map(|value| value.to_string()))),
             ("delta", policy.delta.to_string()),
             ("request_rows", section.request_rows.to_string()),
         ]
         .map(|(key, value)| (key.to_owned(), value)),
-    )
+    );
+    keys.extend(declared);
+    keys
 }
 
 fn digest(keys: &BTreeMap<String, String>) -> [u8; 32] {
@@ -191,6 +212,14 @@ fn digest(keys: &BTreeMap<String, String>) -> [u8; 32] {
     *hasher.finalize().as_bytes()
 }
 
+/// Reads a task file as a server does, for comparing it with what servers say.
+///
+/// # Errors
+/// As [`Tasks::load`].
+pub fn policies(path: &Path) -> Result<Vec<v1::TaskPolicy>, ConfigError> {
+    Ok(Tasks::load(path.to_owned(), 1, &Randomness::system())?.all().map(|task| task.peer_policy()).collect())
+}
+
 /// All tasks of a server.
 pub struct Tasks {
     tasks: BTreeMap<String, Arc<Task>>,
@@ -199,22 +228,21 @@ pub struct Tasks {
 }
 
 impl Tasks {
-    /// Reads and checks the task file.
+    /// Reads and checks the task file and starts to draw `noise_rows` rows of noise ahead for each task.
     ///
     /// # Errors
     /// [`ConfigError`] naming the file, the task and the key.
-    pub fn load(path: PathBuf, noise_rows: usize) -> Result<Self, ConfigError> {
+    pub fn load(path: PathBuf, noise_rows: usize, randomness: &Randomness) -> Result<Self, ConfigError> {
         let file = TaskFile::load(&path)?;
         let noise_rows = NonZeroUsize::new(noise_rows).unwrap_or(NonZeroUsize::MIN);
         let tasks = file
             .tasks
             .iter()
-            .map(|(name, section)| Ok((name.clone(), Arc::new(Task::new(&path, name, section, noise_rows)?))))
+            .map(|(name, section)| {
+                let shared = file.budget_per_client_all_tasks_rho;
+                Ok((name.clone(), Arc::new(Task::new(&path, name, section, shared, noise_rows, randomness)?)))
+            })
             .collect::<Result<BTreeMap<_, _>, ConfigError>>()?;
-        if tasks.is_empty() {
-            let problem = "is empty; define at least one task".to_owned();
-            return Err(ConfigError::Value { path, key: "tasks".to_owned(), problem });
-        }
         Ok(Tasks { tasks, peers: RwLock::default() })
     }
 
@@ -259,10 +287,13 @@ impl Tasks {
             if policy.digest[..] == task.digest {
                 continue;
             }
-            for (key, here) in &task.keys {
-                let there = policy.keys.get(key).map_or("absent", String::as_str);
+            let absent = || "absent".to_owned();
+            let keys: BTreeSet<_> = task.keys.keys().chain(policy.keys.keys()).collect();
+            for key in keys {
+                let here = task.keys.get(key).cloned().unwrap_or_else(absent);
+                let there = policy.keys.get(key).cloned().unwrap_or_else(absent);
                 if there != here {
-                    return Err(mismatch(key, here, there));
+                    return Err(mismatch(key, &here, &there));
                 }
             }
             return Err(mismatch("version", "this server's keys", "further keys"));

@@ -11,23 +11,12 @@ use concilium_rpc::v1::budget_client::BudgetClient;
 use concilium_rpc::v1::{GetBudgetRequest, ListTasksRequest};
 use support::{
     CLASSES, Caller, ROW_COST_NANO_RHO, World, all, model_upload, open, query, rows, share_model,
-    shifted_network, task_file, vote,
+    shifted_network, spent, task_file, vote,
 };
 
 /// The reason of every server's refusal.
 fn reasons(parts: [Result<support::Part, RpcError>; 3]) -> [String; 3] {
     parts.map(|part| part.err().expect("the request is refused").reason().to_owned())
-}
-
-async fn spent(world: &World) -> [u64; 3] {
-    let operator = world.member(Role::Operator, "operator");
-    let mut spent = [0; 3];
-    for (server, spent) in spent.iter_mut().enumerate() {
-        let mut client = BudgetClient::new(operator.channels[server].clone());
-        let answer = client.get_budget(GetBudgetRequest { task: "votes".into() }).await.expect("budget");
-        *spent = answer.into_inner().tasks[0].spent_nano_rho.expect("operators see totals");
-    }
-    spent
 }
 
 /// The noised histogram is within the noise of the true one: |noise| < 40 = 16 standard deviations
@@ -64,12 +53,19 @@ async fn votes_are_answered_charged_and_replayed() {
         assert_eq!(part.receipt.charged_nano_rho, 4 * ROW_COST_NANO_RHO);
         assert_eq!(part.receipt.caller_spent_nano_rho, 4 * ROW_COST_NANO_RHO);
         assert_eq!((part.receipt.models, part.receipt.owners), (60, 1));
+        assert_eq!((part.receipt.client.as_str(), part.receipt.delta), ("alice", 1e-5));
+        assert_eq!(part.receipt.policy_digest, task.policy_digest);
+        assert!((part.receipt.noise_standard_deviation - 2.0 * 1.5_f64.sqrt()).abs() < 1e-9);
+        // One request so far, so what it cost is what was spent: rho 1 at delta 1e-5.
+        assert_eq!(part.receipt.charged_epsilon, part.receipt.caller_spent_epsilon);
+        assert!((7.0..7.1).contains(&part.receipt.charged_epsilon), "{}", part.receipt.charged_epsilon);
         assert!(!part.receipt.replayed);
     }
     assert_eq!(spent(&world).await, [4 * ROW_COST_NANO_RHO; 3]);
     // The same id and shares give the same bytes, free of charge.
     let again = all(asked.send(&client).await);
     assert!(again.iter().all(|part| part.receipt.replayed));
+    assert!(again.iter().zip(&parts).all(|(again, first)| again.signed.signature != first.signed.signature));
     assert_eq!(open(&again), counts);
     assert_eq!(spent(&world).await, [4 * ROW_COST_NANO_RHO; 3]);
     // The same id with other content is refused; nothing is charged.
@@ -380,17 +376,7 @@ async fn crashes_at_any_moment_never_unspend_or_answer_twice() {
         world.cluster.start_server(killed).expect("it starts again");
         world.cluster.wait_until_ready(Duration::from_secs(60)).await.expect("it joins again");
         let before = sent.await.expect("the task ends");
-        let mut attempts = 0;
-        let parts = loop {
-            attempts += 1;
-            assert!(attempts < 50, "no answer after the crash");
-            let parts = asked.send(&client).await;
-            if parts.iter().all(Result::is_ok) {
-                break all(parts);
-            }
-            assert!(parts.iter().flat_map(|part| part.as_ref().err()).all(RpcError::retryable));
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        };
+        let (parts, attempts) = asked.send_until_answered(&client).await;
         let counts = open(&parts);
         assert_near_votes(&counts, &rows(3), &[2; 20]);
         assert_eq!(open(&all(asked.send(&client).await)), counts, "a repeat gave another answer");
@@ -400,6 +386,13 @@ async fn crashes_at_any_moment_never_unspend_or_answer_twice() {
         );
         for (server, spent) in spent(&world).await.into_iter().enumerate() {
             assert!(spent >= answered * ROW_COST_NANO_RHO, "server {server} has charged only {spent}");
+        }
+        // What one server has charged and another has not is made equal when they join again.
+        let mut attempts = 0;
+        while spent(&world).await.windows(2).any(|pair| pair[0] != pair[1]) {
+            attempts += 1;
+            assert!(attempts < 100, "the totals stay different: {:?}", spent(&world).await);
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What can go wrong with a ledger.
 
-use std::{error::Error, path::PathBuf, sync::Arc};
+use std::{error::Error, sync::Arc};
 
 use super::RequestKey;
 use crate::policy::Refusal;
@@ -56,6 +56,33 @@ pub enum LedgerError {
         /// The request.
         key: RequestKey,
     },
+    /// The task answers nothing.
+    #[error("task {task} was stopped: {reason}; an operator must look into it and resume the task")]
+    Stopped {
+        /// The task.
+        task: String,
+        /// Why.
+        reason: String,
+    },
+    /// The spending of the epoch goes on in a later one.
+    #[error(
+        "task {task} epoch {epoch} is closed, because its spending was carried over to epoch {into}; \
+         use that one"
+    )]
+    EpochClosed {
+        /// The task.
+        task: String,
+        /// The closed epoch.
+        epoch: u64,
+        /// Where its spending went on.
+        into: u64,
+    },
+    /// Something other than a charge makes no sense.
+    #[error("the ledger does not take this: {reason}")]
+    Invalid {
+        /// What is wrong, and what is allowed.
+        reason: String,
+    },
     /// A sum exceeds 64 bits.
     #[error("{key}: the sum of all charges exceeds 64 bits; start a new task epoch")]
     Overflow {
@@ -64,61 +91,68 @@ pub enum LedgerError {
     },
     /// There is no ledger where one is expected.
     #[error(
-        "no ledger at {}; if this server never answered a request, create one, else restore the \
-         newest copy: a fresh ledger forgets what was spent", path.display()
+        "no ledger at {place}; if this server never answered a request, create one, else restore the \
+         newest copy: a fresh ledger forgets what was spent"
     )]
     Missing {
-        /// Expected file.
-        path: PathBuf,
+        /// Where it was expected.
+        place: String,
     },
-    /// There is a file where a new ledger was to be created.
-    #[error("{} exists; open it, or choose another path for a new ledger", path.display())]
+    /// There is something where a new ledger was to be created.
+    #[error("{place} exists; open it, or choose another path for a new ledger")]
     AlreadyExists {
-        /// The file.
-        path: PathBuf,
+        /// Where it is.
+        place: String,
     },
     /// Another process has the ledger open.
-    #[error("the ledger {} is open in another process; stop that process first", path.display())]
+    #[error("the ledger {place} is open in another process; stop that process first")]
     InUse {
-        /// The file.
-        path: PathBuf,
+        /// Where it is.
+        place: String,
     },
     /// The ledger was written by another version of this program.
     #[error(
-        "the ledger {} has schema {found}, and this program reads schema {supported}; run the \
-         program version that wrote it", path.display()
+        "the ledger {place} has schema {found}, and this program reads schema {supported}; run the \
+         program version that wrote it"
     )]
     Schema {
-        /// The file.
-        path: PathBuf,
-        /// Schema in the file.
+        /// Where it is.
+        place: String,
+        /// Schema found.
         found: u32,
         /// Schema that this program reads.
         supported: u32,
     },
-    /// The file is no ledger, or it was damaged or changed from outside.
+    /// The store is no ledger, or it was damaged or changed from outside.
     #[error(
-        "the ledger {} is damaged: {detail}; stop, keep the file, and restore the newest copy whose \
-         head the other servers confirm", path.display()
+        "the ledger {place} is damaged: {detail}; stop, keep it, and restore the newest copy whose \
+         head the other servers confirm"
     )]
     Corrupt {
-        /// The file.
-        path: PathBuf,
+        /// Where it is.
+        place: String,
         /// What does not fit.
         detail: String,
     },
     /// The file system or the store failed.
     #[error(
-        "the ledger {} could not {action}; free space and check the disk and the file's \
-         permissions, then restart", path.display()
+        "the ledger {place} could not {action}; free space and check the disk and the \
+         permissions, then restart"
     )]
     Storage {
-        /// The file.
-        path: PathBuf,
+        /// Where it is.
+        place: String,
         /// What was being done.
         action: &'static str,
         /// Why it failed.
         #[source]
         source: Arc<dyn Error + Send + Sync>,
     },
+}
+
+impl LedgerError {
+    /// Damage of the ledger at `place`.
+    pub fn corrupt(place: &str, detail: impl Into<String>) -> Self {
+        Self::Corrupt { place: place.to_owned(), detail: detail.into() }
+    }
 }

@@ -8,19 +8,28 @@ use std::{
 use super::{Charge, RequestKey};
 use crate::parameter::NanoRho;
 
-/// A price set aside for one request. Dropping it sets the price free again, unless it was committed.
+/// A price set aside for one request. Dropping it sets free what was not charged.
 ///
-/// Losing it in a crash is safe: nothing leaves a server before the commit.
+/// Losing it in a crash is safe: nothing leaves a server before a charge is on the disk.
 #[must_use = "dropping a reservation gives it up"]
 pub struct Reservation {
-    charge: Charge,
+    charge: Arc<Charge>,
     table: Arc<HoldTable>,
 }
 
 impl Reservation {
-    /// What is set aside.
+    /// What was reserved.
     pub fn charge(&self) -> &Charge {
         &self.charge
+    }
+
+    /// What is still set aside: all, without the parts that were charged.
+    pub fn left(&self) -> NanoRho {
+        self.table.lock().left(self.charge.key())
+    }
+
+    pub(super) fn shared_charge(&self) -> Arc<Charge> {
+        Arc::clone(&self.charge)
     }
 
     pub(super) fn belongs_to(&self, table: &Arc<HoldTable>) -> bool {
@@ -30,7 +39,7 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.table.lock().holds.remove(&self.charge.key);
+        self.table.lock().remove(self.charge.key());
     }
 }
 
@@ -41,12 +50,25 @@ pub(super) struct HoldTable(Mutex<Holds>);
 #[derive(Default)]
 pub(super) struct Holds {
     holds: HashMap<RequestKey, Hold>,
+    sums: Sums,
+    /// Log entries that the running write makes of holds.
+    settling: Vec<Settling>,
 }
 
 struct Hold {
-    cost: NanoRho,
-    /// Number of the log entry that a running commit writes for it.
-    entry: Option<u64>,
+    charge: Arc<Charge>,
+    left: NanoRho,
+    /// What the running write takes from it.
+    settling: NanoRho,
+}
+
+/// Between the moment when the disk has an entry and the moment when its price is taken out of the
+/// table, the price is in both. The entry's number tells a reader that already sees the entry not to
+/// count it twice.
+struct Settling {
+    entry: u64,
+    charge: Arc<Charge>,
+    rho: NanoRho,
 }
 
 impl HoldTable {
@@ -61,91 +83,220 @@ impl Holds {
         self.holds.contains_key(key)
     }
 
-    /// Sets `charge` aside in `table`, whose lock `self` is.
+    /// Sets the price of `charge` aside in `table`, whose lock `self` is.
     pub(super) fn insert(&mut self, table: &Arc<HoldTable>, charge: &Charge) -> Reservation {
-        self.holds.insert(charge.key.clone(), Hold { cost: charge.cost, entry: None });
-        Reservation { charge: charge.clone(), table: Arc::clone(table) }
+        let charge = Arc::new(charge.clone());
+        self.sums.add(&charge, charge.cost());
+        let hold = Hold { charge: Arc::clone(&charge), left: charge.cost(), settling: NanoRho::ZERO };
+        self.holds.insert(charge.key().clone(), hold);
+        Reservation { charge, table: Arc::clone(table) }
     }
 
-    /// Notes that a commit is about to write `key` as log entry `entry`. Between that commit and
-    /// the drop of its reservation, the price is on disk and in this table; the number tells a
-    /// reader that already sees the entry not to count it twice.
-    pub(super) fn note_entry(&mut self, key: &RequestKey, entry: u64) {
-        if let Some(hold) = self.holds.get_mut(key) {
-            hold.entry = Some(entry);
-        }
-    }
-
-    /// Everything set aside that is not among the first `entries` log entries.
-    pub(super) fn sums(&self, entries: u64) -> HoldSums {
-        let mut sums = HoldSums::default();
-        for (key, hold) in &self.holds {
-            if hold.entry.is_none_or(|entry| entry >= entries) {
-                sums.add(key, hold.cost);
+    fn remove(&mut self, key: &RequestKey) {
+        if let Some(hold) = self.holds.remove(key) {
+            self.sums.subtract(&hold.charge, hold.left);
+            if hold.settling > NanoRho::ZERO {
+                self.settling.retain(|settling| settling.charge.key() != key);
             }
         }
-        sums
-    }
-}
-
-/// Sums of prices by task epoch, and by client within it.
-#[derive(Default)]
-pub(super) struct HoldSums {
-    tasks: HashMap<(String, u64), NanoRho>,
-    clients: HashMap<(String, u64, String), NanoRho>,
-}
-
-impl HoldSums {
-    pub(super) fn of_task(&self, key: &RequestKey) -> NanoRho {
-        let task = (key.task.clone(), key.epoch);
-        self.tasks.get(&task).copied().unwrap_or_default()
     }
 
-    pub(super) fn of_client(&self, key: &RequestKey) -> NanoRho {
-        let client = (key.task.clone(), key.epoch, key.client.clone());
-        self.clients.get(&client).copied().unwrap_or_default()
+    /// What is set aside for a request, without what the running write takes from it.
+    pub(super) fn left(&self, key: &RequestKey) -> NanoRho {
+        self.holds.get(key).map_or(NanoRho::ZERO, |hold| hold.left.saturating_sub(hold.settling))
     }
 
-    pub(super) fn add(&mut self, key: &RequestKey, cost: NanoRho) {
-        // Saturation counts too much, never too little.
-        let add = |sum: &mut NanoRho| {
-            *sum = sum.checked_add(cost).unwrap_or(NanoRho::new(u64::MAX));
+    /// Notes that the running write makes log entry `entry` of a part of what is set aside. Returns
+    /// whether so much is: parts that are written together may be more than what was left to each.
+    #[must_use]
+    pub(super) fn settle(&mut self, entry: u64, charge: &Arc<Charge>, rho: NanoRho) -> bool {
+        let Some(hold) = self.holds.get_mut(charge.key()) else { return false };
+        let Some(settling) = hold.settling.checked_add(rho).filter(|settling| *settling <= hold.left) else {
+            return false;
         };
-        add(self.tasks.entry((key.task.clone(), key.epoch)).or_default());
-        add(self.clients.entry((key.task.clone(), key.epoch, key.client.clone())).or_default());
+        hold.settling = settling;
+        self.settling.push(Settling { entry, charge: Arc::clone(charge), rho });
+        true
+    }
+
+    /// Forgets what the running write makes from entry `first` on: it does not come about.
+    pub(super) fn abandon(&mut self, first: u64) {
+        for Settling { charge, rho, .. } in self.settling.extract_if(.., |settling| settling.entry >= first) {
+            if let Some(hold) = self.holds.get_mut(charge.key()) {
+                hold.settling = hold.settling.saturating_sub(rho);
+            }
+        }
+    }
+
+    /// The running write is on the disk.
+    pub(super) fn settled(&mut self) {
+        for Settling { charge, rho, .. } in std::mem::take(&mut self.settling) {
+            if let Some(hold) = self.holds.get_mut(charge.key()) {
+                hold.left = hold.left.saturating_sub(rho);
+                hold.settling = hold.settling.saturating_sub(rho);
+                self.sums.subtract(&charge, rho);
+            }
+        }
+    }
+
+    /// What is set aside, for a reader who sees the log's first `entries` entries.
+    pub(super) fn view(&self, entries: u64) -> HoldView<'_> {
+        let mut settled = Sums::default();
+        for Settling { entry, charge, rho } in &self.settling {
+            if *entry < entries {
+                settled.add(charge, *rho);
+            }
+        }
+        HoldView { all: &self.sums, settled }
+    }
+}
+
+/// Sums of what is set aside. 128 bits hold every sum of 64-bit prices.
+#[derive(Default)]
+struct Sums {
+    epochs: HashMap<String, HashMap<u64, EpochSums>>,
+    clients: HashMap<String, u128>,
+}
+
+#[derive(Default)]
+struct EpochSums {
+    total: u128,
+    clients: HashMap<String, u128>,
+    owners: HashMap<String, u128>,
+}
+
+impl Sums {
+    fn add(&mut self, charge: &Charge, rho: NanoRho) {
+        let rho = u128::from(rho.units());
+        let key = charge.key();
+        let epoch = entry(&mut self.epochs, &key.task).entry(key.epoch).or_default();
+        epoch.total += rho;
+        *entry(&mut epoch.clients, &key.client) += rho;
+        for participant in charge.participants() {
+            *entry(&mut epoch.owners, &participant.owner) += rho;
+        }
+        *entry(&mut self.clients, &key.client) += rho;
+    }
+
+    /// Takes off what was added before.
+    fn subtract(&mut self, charge: &Charge, rho: NanoRho) {
+        let rho = u128::from(rho.units());
+        let key = charge.key();
+        take(&mut self.clients, &key.client, rho);
+        let Some(epochs) = self.epochs.get_mut(&key.task) else { return };
+        let Some(epoch) = epochs.get_mut(&key.epoch) else { return };
+        epoch.total -= rho;
+        take(&mut epoch.clients, &key.client, rho);
+        for participant in charge.participants() {
+            take(&mut epoch.owners, &participant.owner, rho);
+        }
+        // Names that nothing is set aside for take no memory.
+        if epoch.total == 0 {
+            epochs.remove(&key.epoch);
+            if epochs.is_empty() {
+                self.epochs.remove(&key.task);
+            }
+        }
+    }
+
+    fn epoch(&self, task: &str, epoch: u64) -> Option<&EpochSums> {
+        self.epochs.get(task)?.get(&epoch)
+    }
+}
+
+/// The value of a name, without a copy of a name that is there.
+fn entry<'a, T: Default>(map: &'a mut HashMap<String, T>, name: &str) -> &'a mut T {
+    if !map.contains_key(name) {
+        map.insert(name.to_owned(), T::default());
+    }
+    map.get_mut(name).expect("it was just looked for or put there")
+}
+
+fn take(map: &mut HashMap<String, u128>, name: &str, rho: u128) {
+    if let Some(sum) = map.get_mut(name) {
+        *sum -= rho;
+        if *sum == 0 {
+            map.remove(name);
+        }
+    }
+}
+
+/// See [`Holds::view`].
+pub(super) struct HoldView<'a> {
+    all: &'a Sums,
+    settled: Sums,
+}
+
+impl HoldView<'_> {
+    fn of(&self, sum: impl Fn(&Sums) -> u128) -> u128 {
+        sum(self.all) - sum(&self.settled)
+    }
+
+    pub(super) fn of_epoch(&self, task: &str, epoch: u64) -> u128 {
+        self.of(|sums| sums.epoch(task, epoch).map_or(0, |epoch| epoch.total))
+    }
+
+    pub(super) fn of_client(&self, key: &RequestKey) -> u128 {
+        let of = |sums: &Sums| sums.epoch(&key.task, key.epoch)?.clients.get(&key.client).copied();
+        self.of(|sums| of(sums).unwrap_or(0))
+    }
+
+    pub(super) fn of_owner(&self, key: &RequestKey, owner: &str) -> u128 {
+        let of = |sums: &Sums| sums.epoch(&key.task, key.epoch)?.owners.get(owner).copied();
+        self.of(|sums| of(sums).unwrap_or(0))
+    }
+
+    pub(super) fn of_client_in_all_tasks(&self, client: &str) -> u128 {
+        self.of(|sums| sums.clients.get(client).copied().unwrap_or(0))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::entry::tests::charge;
+    use crate::ledger::tests::charge;
 
-    /// While a commit and the drop of its reservation overlap, a price counts exactly once, whichever
+    /// While a write and the end of its reservation overlap, a price counts exactly once, whichever
     /// state of the disk a reader has.
     #[test]
     fn a_price_that_is_being_committed_counts_once() {
         let table = Arc::new(HoldTable::default());
         let charge = charge();
         let key = charge.key();
-        let held = |entries| table.lock().sums(entries).of_task(key);
-
+        let cost = u128::from(charge.cost().units());
+        let held = |entries| {
+            let holds = table.lock();
+            let view = holds.view(entries);
+            let owner = view.of_owner(key, "north");
+            assert_eq!(view.of_client(key), owner);
+            assert_eq!(view.of_client_in_all_tasks(&key.client), owner);
+            assert_eq!(view.of_epoch(&key.task, key.epoch), owner);
+            owner
+        };
         let reservation = table.lock().insert(&table, &charge);
-        assert_eq!(held(5), charge.cost());
-        table.lock().note_entry(key, 5);
-        assert_eq!(held(5), charge.cost(), "the disk has entries 0 to 4");
-        assert_eq!(held(6), NanoRho::ZERO, "the disk has entry 5");
-        assert_eq!(table.lock().sums(5).of_client(key), charge.cost());
-        drop(reservation);
-        assert_eq!(held(5), NanoRho::ZERO);
-    }
+        assert_eq!(held(5), cost);
 
-    #[test]
-    fn sums_never_wrap() {
-        let mut sums = HoldSums::default();
-        let charge = charge();
-        sums.add(charge.key(), NanoRho::new(u64::MAX));
-        sums.add(charge.key(), charge.cost());
-        assert_eq!(sums.of_task(charge.key()), NanoRho::new(u64::MAX));
+        // A part.
+        assert!(table.lock().settle(5, &reservation.shared_charge(), NanoRho::new(7)));
+        assert_eq!(held(5), cost, "the disk has entries 0 to 4");
+        assert_eq!(held(6), cost - 7, "the disk has entry 5");
+        assert_eq!(u128::from(reservation.left().units()), cost - 7);
+        table.lock().abandon(5);
+        assert_eq!(held(6), cost, "the write failed");
+        assert!(table.lock().settle(5, &reservation.shared_charge(), NanoRho::new(7)));
+        assert!(!table.lock().settle(6, &reservation.shared_charge(), charge.cost()), "a part is settling");
+        table.lock().settled();
+        assert_eq!(held(6), cost - 7);
+
+        // The rest.
+        let left = reservation.left();
+        assert!(table.lock().settle(6, &reservation.shared_charge(), left));
+        assert_eq!(held(6), cost - 7);
+        assert_eq!(held(7), 0);
+        drop(reservation);
+        assert_eq!(held(7), 0);
+        table.lock().settled();
+        assert_eq!(held(7), 0);
+        assert!(table.lock().sums.epochs.is_empty() && table.lock().sums.clients.is_empty());
     }
 }

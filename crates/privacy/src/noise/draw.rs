@@ -3,7 +3,7 @@
 use std::num::NonZeroU64;
 
 use dashu::{
-    base::Signed,
+    base::{Signed, SquareRoot},
     integer::{IBig, UBig},
     rational::RBig,
 };
@@ -37,7 +37,7 @@ pub(crate) enum ShareSampler {
 
 impl ShareSampler {
     pub(crate) fn new(mechanism: Mechanism) -> Result<Self, MechanismError> {
-        mechanism.validate()?;
+        mechanism.validate_on_lattice()?;
         Ok(match mechanism {
             Mechanism::DiscreteGaussian { sigma } => Self::Gaussian { scale: gaussian_share_scale(sigma) },
             Mechanism::DiscreteLaplace { scale } => {
@@ -79,15 +79,13 @@ impl ShareSampler {
 /// denominators keep the exact samplers fast.
 pub(crate) fn gaussian_share_scale(sigma: NoiseScale) -> RBig {
     const FRACTION_BITS: u32 = 16;
-    // s = n / 2^16 with the smallest n for which 2 (n * 10^6)^2 >= (millionths * 2^16)^2. The
-    // ceiling on sigma keeps the right side below 2^113.
-    let millionths = u128::from(sigma.millionths()) << FRACTION_BITS;
-    let units = u128::from(NoiseScale::UNITS_PER_ONE);
-    let enough = |n: u128| 2 * (n * units) * (n * units) >= millionths * millionths;
-    let estimate = (millionths * millionths / (2 * units * units)).isqrt();
-    let mut numerator = estimate;
-    while !enough(numerator) {
-        numerator += 1;
+    // s = n / 2^16 with the smallest n for which 2 (n * 10^6)^2 >= (millionths * 2^16)^2. On the
+    // finest lattice the right side takes 145 bits.
+    let wanted = (UBig::from(sigma.millionths()) << FRACTION_BITS as usize).sqr();
+    let unit = (UBig::from(NoiseScale::UNITS_PER_ONE)).sqr() * UBig::from(2_u8);
+    let mut numerator = (&wanted / &unit).sqrt();
+    while numerator.sqr() * &unit < wanted {
+        numerator += UBig::ONE;
     }
     RBig::from_parts(IBig::from(numerator), UBig::from(1_u64 << FRACTION_BITS))
 }
@@ -99,7 +97,10 @@ pub(crate) fn gaussian_share_scale(sigma: NoiseScale) -> RBig {
 /// `1 - 1 / (2j)` over `j = 1..=k`, so it is decided by `k` independent events and a rejected draw
 /// ends at the first that fails, after about `sqrt(k)` of them. The expected work is linear in the
 /// scale.
-fn half_negative_binomial<P: Primitives>(primitives: &mut P, scale: &RBig) -> Result<i64, NoiseError> {
+pub(crate) fn half_negative_binomial<P: Primitives>(
+    primitives: &mut P,
+    scale: &RBig,
+) -> Result<i64, NoiseError> {
     loop {
         // A discrete Laplace variable that is not negative is geometric.
         let candidate = primitives.discrete_laplace(scale)?;
@@ -206,9 +207,16 @@ mod tests {
 
     #[test]
     fn share_scale_is_rounded_up_by_less_than_one_step() {
-        for millionths in
-            [2_000_000, 2_000_001, 2_828_427, 5_000_000, 20_000_000, 123_456_789, 1_048_576_000_000]
-        {
+        for millionths in [
+            2_000_000,
+            2_000_001,
+            2_828_427,
+            5_000_000,
+            20_000_000,
+            123_456_789,
+            1_048_576_000_000,
+            1_048_576_000_000 << 16,
+        ] {
             let sigma = NoiseScale::from_millionths(millionths);
             let scale = gaussian_share_scale(sigma);
             let twice_squared = |scale: RBig| scale.clone() * scale * RBig::from(2);

@@ -23,7 +23,7 @@ mod pool;
 use thiserror::Error;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-pub(crate) use self::draw::{Primitives, ShareSampler};
+pub(crate) use self::draw::{Primitives, ShareSampler, half_negative_binomial};
 pub use self::{opendp::OpenDpNoise, pool::NoisePool};
 use crate::mechanism::{MAX_BINS, MechanismError};
 

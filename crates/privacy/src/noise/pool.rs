@@ -69,6 +69,11 @@ impl NoisePool {
         self.bins
     }
 
+    /// Rows that are ready now.
+    pub fn ready(&self) -> usize {
+        self.shared.lock().ready.len()
+    }
+
     /// Takes the oldest share; blocks the thread while there is none.
     ///
     /// # Errors

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use concilium_privacy::{
-    Charge, ContentDigest, Mechanism, NanoRho, Release, RequestId, RequestKey, ResultBytes, TaskPolicy,
+    Charge, ContentDigest, Mechanism, NanoRho, Participant, PrivacyUnit, Release, RequestId, RequestKey,
+    ResultBytes, TaskPolicy,
 };
 use tempfile::TempDir;
 
@@ -16,10 +17,16 @@ pub fn policy(task: &str, epoch: u64, rows: u64, rows_per_client: Option<u64>) -
         epoch,
         release: Release::Histogram,
         mechanism: Mechanism::DiscreteGaussian { sigma: "5".parse().expect("a number") },
+        threshold: None,
+        unit: PrivacyUnit::Record,
+        models_per_owner: 1,
         bins: 10,
         cap_total: NanoRho::new(rows * ROW),
         cap_per_client: rows_per_client.map(|rows| NanoRho::new(rows * ROW)),
+        cap_per_client_all_tasks: None,
+        window: None,
         delta: "1e-5".parse().expect("a number"),
+        declaration: None,
     }
 }
 
@@ -35,7 +42,7 @@ pub fn key(policy: &TaskPolicy, client: &str, request: u8) -> RequestKey {
 pub const DIGEST: ContentDigest = ContentDigest([7; 32]);
 
 pub fn charge(policy: &TaskPolicy, client: &str, request: u8, rows: u32) -> Charge {
-    Charge::new(key(policy, client, request), DIGEST, rows, policy).expect("a valid charge")
+    Charge::new(key(policy, client, request), DIGEST, rows, policy, &[]).expect("a valid charge")
 }
 
 pub fn result(text: &str) -> ResultBytes {
@@ -47,4 +54,13 @@ pub fn place() -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("data/server/ledger.redb");
     (folder, path)
+}
+
+/// Participants without and with caps, in rows of [`ROW`].
+pub fn owners(caps: &[(&str, Option<u64>)]) -> Vec<Participant> {
+    let owner = |(owner, cap): &(&str, Option<u64>)| Participant {
+        owner: (*owner).to_owned(),
+        cap: cap.map(|rows| NanoRho::new(rows * ROW)),
+    };
+    caps.iter().map(owner).collect()
 }

@@ -149,6 +149,9 @@ fn frame_name(frame: Option<&Frame>) -> &'static str {
         Some(Frame::Arrived(_)) => "Arrived",
         Some(Frame::Released(_)) => "Released",
         Some(Frame::Incomplete(_)) => "Incomplete",
+        Some(Frame::Heartbeat(_)) => "Heartbeat",
+        Some(Frame::LedgerSummary(_)) => "LedgerSummary",
+        Some(Frame::LedgerProof(_)) => "LedgerProof",
         None => "unknown",
     }
 }

@@ -57,6 +57,17 @@ pub enum LaneError {
         /// What the transport reported.
         reason: String,
     },
+    /// A certificate that the link was opened with has ended.
+    #[error(
+        "a certificate of the link to server {peer} ended at {ended}; the lane must connect again, with \
+         renewed certificates"
+    )]
+    CertificateEnded {
+        /// Index of the peer.
+        peer: u8,
+        /// When it ended.
+        ended: String,
+    },
     /// The previous server has dialled again, so it has given up the old link.
     #[error("server {peer} dialled again and gave up the former link; the lane must connect again")]
     Replaced {
@@ -73,6 +84,7 @@ impl LaneError {
             | Self::TimedOut { peer, .. }
             | Self::NotConnected { peer }
             | Self::Disconnected { peer, .. }
+            | Self::CertificateEnded { peer, .. }
             | Self::Replaced { peer } => Some(*peer),
             Self::Connect(
                 ConnectError::Unreachable { server, .. }

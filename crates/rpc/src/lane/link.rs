@@ -7,7 +7,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
@@ -17,16 +17,14 @@ use tokio::{
     time,
 };
 use tokio_stream::Stream;
-use tonic::{
-    Code, Request, Status, Streaming,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Code, Request, Status, Streaming, transport::Channel};
 use zeroize::Zeroizing;
 
-use super::{LaneError, PROTOCOL_VERSION};
+use super::{FillRandom, LaneError, PROTOCOL_VERSION};
 use crate::{
     connect::{ConnectError, describe, explain, quiet_endpoint},
     identity::SERVERS,
+    reload::ReloadableTls,
     status::RpcError,
     tls::TlsMaterial,
     v1::{Hello, LaneFrame, TaskPolicy, lane_frame::Frame, peer_client::PeerClient},
@@ -38,12 +36,23 @@ pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most tasks that a peer may announce; far more than any server can serve.
 const MAX_TASKS: usize = 10_000;
 
+/// Longest version of a program that is kept, in characters.
+const MAX_VERSION: usize = 64;
+
 /// What a server tells about itself on every new stream, except for the fresh contribution.
 #[derive(Clone)]
 pub(super) struct Introduction {
     pub(super) party: u8,
     pub(super) lane: u32,
     pub(super) tasks: Arc<[TaskPolicy]>,
+    pub(super) randomness: FillRandom,
+}
+
+/// What the other side told about itself.
+pub(super) struct Introduced {
+    pub(super) contribution: Contribution,
+    pub(super) tasks: Vec<TaskPolicy>,
+    pub(super) version: String,
 }
 
 /// 32 random bytes towards the key of a pair. SECRET.
@@ -53,14 +62,16 @@ impl Introduction {
     /// The first frame of a stream and the contribution in it.
     pub(super) fn hello(&self) -> Result<(LaneFrame, Contribution), RpcError> {
         let mut contribution = Zeroizing::new([0; 32]);
-        getrandom::fill(contribution.as_mut_slice())
-            .map_err(|error| RpcError::Internal { problem: format!("no randomness: {error}") })?;
+        (self.randomness)(contribution.as_mut_slice()).map_err(|error| RpcError::Internal {
+            problem: format!("the source of randomness failed: {error}"),
+        })?;
         let hello = Hello {
             party: self.party.into(),
             protocol_version: PROTOCOL_VERSION,
             lane: self.lane,
             key_contribution: Bytes::copy_from_slice(contribution.as_slice()),
             tasks: self.tasks.to_vec(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
         };
         Ok((LaneFrame { frame: Some(Frame::Hello(hello)) }, contribution))
     }
@@ -70,7 +81,7 @@ impl Introduction {
         &self,
         peer: u8,
         incoming: &mut Streaming<LaneFrame>,
-    ) -> Result<(Contribution, Vec<TaskPolicy>), RpcError> {
+    ) -> Result<Introduced, RpcError> {
         let silent = |step: &str| RpcError::PeerUnavailable {
             peer: format!("server {peer}"),
             step: format!("waiting for its introduction: {step}"),
@@ -107,7 +118,9 @@ impl Introduction {
         }
         let contribution = <[u8; 32]>::try_from(&hello.key_contribution[..])
             .map_err(|_| wrong("key_contribution", "does not have 32 bytes".to_owned()))?;
-        Ok((Zeroizing::new(contribution), hello.tasks))
+        // For people only, so it is cut and not refused.
+        let version = hello.version.chars().take(MAX_VERSION).collect();
+        Ok(Introduced { contribution: Zeroizing::new(contribution), tasks: hello.tasks, version })
     }
 }
 
@@ -195,13 +208,23 @@ pub(super) struct Link {
     pub(super) outgoing: Outgoing,
     pub(super) incoming: Streaming<LaneFrame>,
     pub(super) tasks: Vec<TaskPolicy>,
+    pub(super) version: String,
     pub(super) pair_key: Zeroizing<[u8; 32]>,
+    /// When the first of the certificates ends that the link was opened with, as far as this side knows
+    /// them, in seconds since 1970-01-01 UTC. The dialling side knows its own, the other one both.
+    pub(super) certificates_end: i64,
 }
 
 impl Link {
     /// Whether the transport has given up the stream.
     pub(super) fn has_ended(&self) -> bool {
         self.outgoing.sender.is_closed()
+    }
+
+    /// Whether a certificate that the link was opened with has ended.
+    pub(super) fn has_expired(&self) -> bool {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        i64::try_from(now.as_secs()).is_ok_and(|now| now > self.certificates_end)
     }
 
     /// The next frame. Nothing is lost if the future is dropped before it finishes.
@@ -220,19 +243,19 @@ pub(super) struct Dialler {
     introduction: Introduction,
     peer: u8,
     address: String,
-    tls: TlsMaterial,
-    endpoint: Endpoint,
+    tls: ReloadableTls,
 }
 
 impl Dialler {
     pub(super) fn new(
         introduction: Introduction,
         address: String,
-        tls: TlsMaterial,
+        tls: ReloadableTls,
     ) -> Result<Self, ConnectError> {
         let peer = (introduction.party + 1) % SERVERS as u8;
-        let endpoint = quiet_endpoint(peer, &address, &tls)?;
-        Ok(Self { introduction, peer, address, tls, endpoint })
+        // Made anew for each attempt, but an address that is none is told at once.
+        quiet_endpoint(peer, &address, &tls.current())?;
+        Ok(Self { introduction, peer, address, tls })
     }
 
     /// Index of the server that is dialled.
@@ -243,11 +266,11 @@ impl Dialler {
     /// One attempt to open the stream.
     pub(super) async fn dial(&self) -> Result<Link, LaneError> {
         let refused = |source| LaneError::Refused { peer: self.peer, source };
-        let channel: Channel = self
-            .endpoint
+        let tls = self.tls.current();
+        let channel: Channel = quiet_endpoint(self.peer, &self.address, &tls)?
             .connect()
             .await
-            .map_err(|error| explain(self.peer, &self.address, &self.tls, &error))?;
+            .map_err(|error| explain(self.peer, &self.address, &tls, &error))?;
         let (hello, own) = self.introduction.hello().map_err(refused)?;
         let (outgoing, queue) = queue();
         if !outgoing.send(hello) {
@@ -256,21 +279,22 @@ impl Dialler {
         let response = PeerClient::new(channel)
             .lane(Request::new(queue))
             .await
-            .map_err(|status| self.explain_status(&status))?;
+            .map_err(|status| self.explain_status(&status, &tls))?;
         let mut incoming = response.into_inner();
-        let (theirs, tasks) =
-            self.introduction.expect_hello(self.peer, &mut incoming).await.map_err(refused)?;
-        let pair_key = pair_key(&own, &theirs);
-        Ok(Link { peer: self.peer, outgoing, incoming, tasks, pair_key })
+        let theirs = self.introduction.expect_hello(self.peer, &mut incoming).await.map_err(refused)?;
+        let pair_key = pair_key(&own, &theirs.contribution);
+        let Introduced { tasks, version, .. } = theirs;
+        let certificates_end = tls.info().not_after;
+        Ok(Link { peer: self.peer, outgoing, incoming, tasks, version, pair_key, certificates_end })
     }
 
     /// Tells a refusal by the peer's program from a refusal by its TLS layer, which in TLS 1.3 comes
     /// only after the handshake is done on our side.
-    fn explain_status(&self, status: &Status) -> LaneError {
+    fn explain_status(&self, status: &Status, tls: &TlsMaterial) -> LaneError {
         let transport = [Code::Unavailable, Code::Unknown, Code::Cancelled, Code::Internal];
         match RpcError::from_status(status) {
             RpcError::Unrecognised { code, .. } if transport.contains(&code) => {
-                explain(self.peer, &self.address, &self.tls, status).into()
+                explain(self.peer, &self.address, tls, status).into()
             }
             source => LaneError::Refused { peer: self.peer, source },
         }

@@ -10,9 +10,11 @@ use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
-use super::link::{FrameQueue, Introduction, Link, pair_key, queue};
+use super::link::{FrameQueue, Introduced, Introduction, Link, pair_key, queue};
 use crate::{
     identity::{AllowedIdentities, Role, SERVERS, check_name},
+    inspection::CertificateInfo,
+    reload::ReloadableTls,
     status::RpcError,
     v1::{
         CompareModelRequest, CompareModelResponse, LaneFrame, compare_model_response::Outcome,
@@ -37,6 +39,7 @@ pub(super) struct PeerService {
     models: Arc<dyn CompareModels>,
     accept: mpsc::UnboundedSender<Link>,
     allowed: AllowedIdentities,
+    tls: ReloadableTls,
 }
 
 impl PeerService {
@@ -44,8 +47,9 @@ impl PeerService {
         introduction: Introduction,
         models: Arc<dyn CompareModels>,
         accept: mpsc::UnboundedSender<Link>,
+        tls: ReloadableTls,
     ) -> Self {
-        Self { introduction, models, accept, allowed: AllowedIdentities::servers_only() }
+        Self { introduction, models, accept, allowed: AllowedIdentities::servers_only(), tls }
     }
 
     /// Index of the calling server.
@@ -72,11 +76,17 @@ impl Peer for PeerService {
             }
             .into());
         }
+        let own_end = self.tls.current().info().not_after;
+        let their_end = request
+            .peer_certs()
+            .and_then(|chain| CertificateInfo::read(chain.first()?).ok())
+            .map_or(own_end, |info| info.not_after);
         let mut incoming = request.into_inner();
-        let (theirs, tasks) = self.introduction.expect_hello(caller, &mut incoming).await?;
+        let theirs = self.introduction.expect_hello(caller, &mut incoming).await?;
         let (hello, own) = self.introduction.hello()?;
         let (outgoing, replies) = queue();
-        let pair_key = pair_key(&theirs, &own);
+        let pair_key = pair_key(&theirs.contribution, &own);
+        let Introduced { tasks, version, .. } = theirs;
         let gone = || RpcError::PeerUnavailable {
             peer: format!("server {party}"),
             step: "its lane has stopped".to_owned(),
@@ -84,7 +94,8 @@ impl Peer for PeerService {
         if !outgoing.send(hello) {
             return Err(gone().into());
         }
-        let link = Link { peer: caller, outgoing, incoming, tasks, pair_key };
+        let certificates_end = own_end.min(their_end);
+        let link = Link { peer: caller, outgoing, incoming, tasks, version, pair_key, certificates_end };
         self.accept.send(link).map_err(|_| gone())?;
         Ok(Response::new(Replies(replies)))
     }

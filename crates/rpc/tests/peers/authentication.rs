@@ -74,7 +74,7 @@ fn a_server_of_another_authority_is_refused_on_both_sides() {
         let error = dial_error(0, address, tls);
         let text = error.to_string();
         assert!(matches!(error, LaneError::Connect(ConnectError::Handshake { .. })), "{text}");
-        assert!(text.contains("server-0.pem") && text.contains("refuses our certificate"), "{text}");
+        assert!(text.contains("server-0.pem") && text.contains("does not trust the authority"), "{text}");
     });
 }
 
@@ -136,6 +136,7 @@ fn wrong_introductions_are_refused_by_field() {
         lane: 0,
         key_contribution: vec![1; 32].into(),
         tasks: Vec::new(),
+        version: String::new(),
     };
     let cases = [
         ("hello.party", Some(Frame::Hello(Hello { party: 2, ..good.clone() }))),
@@ -174,6 +175,9 @@ fn comparisons_reach_the_stored_models_and_bad_ones_do_not() {
         content_digest: vec![1; 32].into(),
         component_digest: vec![7; 32].into(),
         component: 2,
+        epoch: 1,
+        owner_budget_nano_rho: None,
+        retrained_on_new_data: false,
     };
     let with = |change: fn(&mut CompareModelRequest)| {
         let mut request = good.clone();

@@ -10,7 +10,8 @@ use std::{
 use concilium_rpc::{
     certificates::Authority,
     identity::{Identity, Role},
-    lane::{CompareModels, Lane, LaneConfig},
+    lane::{CompareModels, Lane, LaneConfig, system_randomness},
+    reload::ReloadableTls,
     tls::TlsMaterial,
     v1::{CompareModelRequest, TaskPolicy, compare_model_response::Outcome},
 };
@@ -61,14 +62,20 @@ pub(crate) fn policy(index: usize) -> TaskPolicy {
     TaskPolicy { name: "digits".into(), digest: vec![index as u8; 32].into(), ..TaskPolicy::default() }
 }
 
-pub(crate) fn lane(index: usize, listener: TcpListener, next: SocketAddr, tls: TlsMaterial) -> Lane {
+pub(crate) fn lane(
+    index: usize,
+    listener: TcpListener,
+    next: SocketAddr,
+    tls: impl Into<ReloadableTls>,
+) -> Lane {
     Lane::new(LaneConfig {
         lane: 0,
         listener,
         next_address: next.to_string(),
-        tls,
+        tls: tls.into(),
         tasks: vec![policy(index)],
         models: Arc::new(Models::default()),
+        randomness: system_randomness(),
     })
     .unwrap()
 }

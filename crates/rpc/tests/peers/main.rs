@@ -4,3 +4,4 @@
 mod authentication;
 mod common;
 mod lanes;
+mod reload;

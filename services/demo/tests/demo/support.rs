@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use concilium_demo::data::Data;
 use concilium_demo::figures::{agreement, count, majorities, single_owners};
-use concilium_privacy::{Mechanism, Release, convert};
+use concilium_privacy::{Mechanism, Release, Sensitivity, convert};
 use ndarray::Array2;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -130,7 +130,7 @@ pub(crate) fn check_report(json: &Value, data: &Data, release: Release, mechanis
         assert!((0.0..=1.0).contains(&json["simulated_accuracy"].as_f64().unwrap()));
     }
 
-    let row = mechanism.cost(release, data.classes).unwrap();
+    let row = mechanism.cost(Sensitivity::OF_ONE_VOTE, data.classes).unwrap();
     let spent = row.checked_mul(queries as u64).unwrap();
     let delta = "1e-5".parse().unwrap();
     for server in json["spent"].as_array().unwrap() {

@@ -3,6 +3,8 @@
 
 #![allow(dead_code, unreachable_pub)]
 
+pub mod known_noise;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -17,12 +19,16 @@ use concilium_network::{InputDomain, Layer, Network, quantise};
 use concilium_ring::{Element, Z64};
 use concilium_rpc::connect;
 use concilium_rpc::identity::Role;
+use concilium_rpc::receipt::accept;
+use concilium_rpc::signature::Authorities;
 use concilium_rpc::status::RpcError;
+use concilium_rpc::v1::budget_client::BudgetClient;
 use concilium_rpc::v1::model_store_client::ModelStoreClient;
 use concilium_rpc::v1::prediction_client::PredictionClient;
 use concilium_rpc::v1::{
-    self, ActivateRequest, ListTasksRequest, PredictHeader, PredictRequest, PredictResponse, Receipt,
-    UploadHeader, UploadRequest, predict_request, predict_response, upload_request,
+    self, ActivateRequest, GetBudgetRequest, ListTasksRequest, PredictHeader, PredictRequest,
+    PredictResponse, Receipt, SignedReceipt, UploadHeader, UploadRequest, predict_request, predict_response,
+    upload_request,
 };
 use ndarray::{Array1, Array2};
 use rand::TryRng;
@@ -41,7 +47,8 @@ pub fn task_file(name: &str, budget_rho: &str) -> String {
     format!(
         "[tasks.{name}]\nepoch = 1\ninput_shape = [{FEATURES}]\ninput_minimum = -1.0\ninput_maximum = 1.0\n\
          fractional_bits = {FRACTIONAL_BITS}\nclasses = {CLASSES}\nrelease = \"histogram\"\nsigma = 2\n\
-         budget_rho = {budget_rho}\ndelta = 1e-5\nrequest_rows = 8\n"
+         budget_rho = {budget_rho}\ndelta = 1e-5\nrequest_rows = 8\n\
+         models_per_owner = 100\n"
     )
 }
 
@@ -67,8 +74,12 @@ impl World {
     }
 
     pub async fn start_with(tasks: [&str; 3], extra: &str) -> World {
+        Self::start_program(program(), tasks, extra).await
+    }
+
+    pub async fn start_program(program: ServerProgram, tasks: [&str; 3], extra: &str) -> World {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let mut cluster = Cluster::start(folder.path(), program(), tasks, extra).expect("servers start");
+        let mut cluster = Cluster::start(folder.path(), program, tasks, extra).expect("servers start");
         cluster.wait_until_ready(Duration::from_secs(60)).await.expect("servers connect");
         World { cluster, folder }
     }
@@ -93,6 +104,7 @@ impl Drop for World {
 /// Somebody with a certificate, connected to the three servers.
 pub struct Caller {
     pub config: ConnectionConfig,
+    pub authorities: Authorities,
     pub channels: [Channel; 3],
 }
 
@@ -100,7 +112,7 @@ impl Caller {
     pub fn new(config: &ConnectionConfig) -> Caller {
         let tls = config.tls.load().expect("the certificate is good");
         let channels = connect::connect_lazily(&config.servers, &tls).expect("addresses are good");
-        Caller { config: config.clone(), channels }
+        Caller { config: config.clone(), authorities: Authorities::of(&tls), channels }
     }
 
     pub fn connection(&self) -> Connection {
@@ -181,6 +193,9 @@ pub fn model_upload(task: &str, model: &str, network: &Network) -> ModelUpload {
         own: Some(to_wire(&share.own)),
         next: Some(to_wire(&share.next)),
         content_digest: content.to_vec().into(),
+        epoch: 1,
+        owner_budget_nano_rho: None,
+        retrained_on_new_data: false,
     });
     ModelUpload { headers, chunks: dealt.each_ref().map(data) }
 }
@@ -208,9 +223,14 @@ impl ModelUpload {
     }
 }
 
-/// Shares one model and makes it ready on all three servers.
+/// Shares one model of the task `votes` and makes it ready on all three servers.
 pub async fn share_model(owner: &Caller, model: &str, network: &Network) {
-    let upload = model_upload("votes", model, network);
+    share_model_of(owner, "votes", model, network).await;
+}
+
+/// Shares one model and makes it ready on all three servers.
+pub async fn share_model_of(owner: &Caller, task: &str, model: &str, network: &Network) {
+    let upload = model_upload(task, model, network);
     for server in 0..3 {
         upload.send_to(owner, server).await.expect("the upload is accepted");
     }
@@ -246,6 +266,7 @@ pub fn query(task: &v1::Task, rows: &Array2<f64>) -> Query {
 
 /// One server's answer.
 pub struct Part {
+    pub signed: SignedReceipt,
     pub receipt: Receipt,
     pub components: ReleasedComponents,
 }
@@ -265,24 +286,42 @@ impl Query {
             .await
             .map_err(refused)?
             .into_inner();
-        let mut receipt = None;
+        let mut signed = None;
         let mut components = ReleasedComponents { own: Vec::new(), next: Vec::new() };
         while let Some(PredictResponse { message }) = stream.message().await.map_err(refused)? {
             match message.expect("a message is not empty") {
-                predict_response::Message::Header(header) => receipt = Some(header),
+                predict_response::Message::Header(header) => signed = Some(header),
                 predict_response::Message::Chunk(chunk) => match chunk.component_slot() {
                     v1::ComponentSlot::Own => components.own.extend_from_slice(&chunk.bytes),
                     _ => components.next.extend_from_slice(&chunk.bytes),
                 },
             }
         }
-        Ok(Part { receipt: receipt.expect("the header comes first"), components })
+        let signed = signed.expect("the header comes first");
+        let ReleasedComponents { own, next } = &components;
+        let receipt = accept(&signed, &client.authorities, server as u8, own, next);
+        Ok(Part { receipt: receipt.expect("the receipt belongs to the result"), signed, components })
     }
 
     pub async fn send(&self, client: &Caller) -> [Result<Part, RpcError>; 3] {
         let (a, b, c) =
             tokio::join!(self.send_to(client, 0), self.send_to(client, 1), self.send_to(client, 2));
         [a, b, c]
+    }
+
+    /// The answer after a crash, with the number of attempts: everything before it must be retryable.
+    pub async fn send_until_answered(&self, client: &Caller) -> ([Part; 3], usize) {
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            assert!(attempts < 50, "no answer after the crash");
+            let parts = self.send(client).await;
+            if parts.iter().all(Result::is_ok) {
+                return (all(parts), attempts);
+            }
+            assert!(parts.iter().flat_map(|part| part.as_ref().err()).all(RpcError::retryable));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 }
 
@@ -308,4 +347,48 @@ pub fn rows(count: usize) -> Array2<f64> {
         (count, FEATURES),
         |(row, feature)| if feature == row % CLASSES { 0.9 } else { -0.3 },
     )
+}
+
+/// What every server has charged.
+pub async fn spent(world: &World) -> [u64; 3] {
+    let operator = world.member(Role::Operator, "operator");
+    let mut spent = [0; 3];
+    for (server, spent) in spent.iter_mut().enumerate() {
+        let mut client = BudgetClient::new(operator.channels[server].clone());
+        let answer = client.get_budget(GetBudgetRequest { task: "votes".into() }).await.expect("budget");
+        *spent = answer.into_inner().tasks[0].spent_nano_rho.expect("operators see totals");
+    }
+    spent
+}
+
+/// Stops all three servers, and gives them this task file for the next start.
+pub fn stop_with(world: &mut World, tasks: &str) {
+    for server in 0..3 {
+        world.cluster.kill_server(server);
+        let path = world.cluster.home(server).join("tasks.toml");
+        std::fs::write(path, tasks).expect("the task file is written");
+    }
+}
+
+/// Restarts all three servers with this task file.
+pub async fn restart_with(world: &mut World, tasks: &str) {
+    stop_with(world, tasks);
+    for server in 0..3 {
+        world.cluster.start_server(server).expect("it starts again");
+    }
+    world.cluster.wait_until_ready(Duration::from_secs(60)).await.expect("they join again");
+}
+
+/// Shares a model for an epoch, with a budget of its owner.
+pub async fn share_on_terms(owner: &Caller, model: &str, epoch: u64, budget: Option<u64>) {
+    let mut upload = model_upload("votes", model, &shifted_network(0));
+    for header in &mut upload.headers {
+        (header.epoch, header.owner_budget_nano_rho) = (epoch, budget);
+    }
+    for server in 0..3 {
+        upload.send_to(owner, server).await.expect("the upload is accepted");
+    }
+    for server in 0..3 {
+        upload.activate(owner, server).await.expect("the model is activated");
+    }
 }

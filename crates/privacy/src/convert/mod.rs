@@ -1,0 +1,179 @@
+//! Numbers that people read, write and plan with. Binary floating point is only in this module and those
+//! below it, which a test checks: none of it decides whether a request is answered.
+
+mod exact;
+pub mod explain;
+pub mod utility;
+
+use std::{fmt, marker::PhantomData};
+
+use opendp::{combinators::ConcentratedMeasure, measures::ZeroConcentratedDivergence};
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, Unexpected, Visitor},
+};
+use thiserror::Error;
+
+use crate::{
+    decimal::{self, Decimal},
+    mechanism::Mechanism,
+    parameter::{Delta, NanoRho, NoiseScale},
+};
+
+pub(crate) use self::exact::upper_tail;
+pub use self::exact::{gaussian_epsilon, laplace_epsilon};
+
+/// A budget that cannot be shown as (epsilon, delta).
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum ConvertError {
+    /// No epsilon belongs to this delta.
+    #[error("delta {delta} is not between 0 and 1; use for example 1e-5")]
+    Delta {
+        /// Delta asked for.
+        delta: Delta,
+    },
+}
+
+/// A budget in the terms that people read.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Guarantee {
+    /// Loss under zero-concentrated differential privacy.
+    pub rho: f64,
+    /// Epsilon at `delta`, an upper bound.
+    pub epsilon: f64,
+    /// Delta of the statement.
+    pub delta: f64,
+}
+
+impl Guarantee {
+    /// What a loss of `rho` means at `delta`.
+    ///
+    /// # Errors
+    /// As [`epsilon`].
+    pub fn new(loss: NanoRho, delta: Delta) -> Result<Self, ConvertError> {
+        Ok(Self { rho: rho(loss), epsilon: epsilon(loss, delta)?, delta: delta_value(delta) })
+    }
+}
+
+/// An epsilon such that every mechanism of loss `rho` is (epsilon, `delta`)-differentially private,
+/// rounded upwards: the conversion of Canonne, Kamath and Steinke (2020, corollary 13), which is the
+/// smallest that rho alone allows. Where that leaves the range of its arithmetic, at budgets far
+/// beyond any use, the closed form of Bun and Steinke (2016, proposition 1.3).
+///
+/// # Errors
+/// [`ConvertError::Delta`] when `delta` is not strictly between zero and one.
+pub fn epsilon(rho: NanoRho, delta: Delta) -> Result<f64, ConvertError> {
+    if delta.units() == 0 || delta >= Delta::ONE {
+        return Err(ConvertError::Delta { delta });
+    }
+    if rho == NanoRho::ZERO {
+        return Ok(0.0);
+    }
+    // Steps away from zero and towards zero cover the rounding of the divisions.
+    let (rho, delta) = (self::rho(rho).next_up(), delta_value(delta).next_down());
+    let optimal = ZeroConcentratedDivergence::convert(rho).and_then(|profile| profile.epsilon(delta));
+    Ok(match optimal {
+        Ok(epsilon) if epsilon.is_finite() => epsilon,
+        _ => (rho + 2.0 * (rho * -delta.ln()).sqrt()) * (1.0 + 8.0 * f64::EPSILON),
+    })
+}
+
+/// The loss as a number.
+pub fn rho(loss: NanoRho) -> f64 {
+    fraction(loss)
+}
+
+/// Delta as a number.
+pub fn delta_value(delta: Delta) -> f64 {
+    fraction(delta)
+}
+
+/// A noise scale as a number of votes.
+pub fn votes(scale: NoiseScale) -> f64 {
+    fraction(scale)
+}
+
+/// Standard deviation, in votes per bin, of the noise that is sure to be unknown to one corrupted
+/// server: the sum of the two others' shares. The privacy guarantee rests on this.
+pub fn guaranteed_standard_deviation(mechanism: Mechanism) -> f64 {
+    match mechanism {
+        Mechanism::DiscreteGaussian { sigma } => votes(sigma),
+        Mechanism::DiscreteLaplace { scale } => {
+            let ratio = (-1.0 / votes(scale)).exp();
+            (2.0 * ratio).sqrt() / (1.0 - ratio)
+        }
+    }
+}
+
+/// Standard deviation, in votes per bin, of the noise that a client meets: the sum of all three
+/// servers' shares, `sqrt(3/2) = 1.2247` times the guaranteed one.
+pub fn actual_standard_deviation(mechanism: Mechanism) -> f64 {
+    1.5_f64.sqrt() * guaranteed_standard_deviation(mechanism)
+}
+
+/// Pure epsilon of `rows` released rows, for a mechanism that has one: `2 rows / scale` for the
+/// discrete Laplace, as one replaced model moves two bins by one vote. Information only, the
+/// ledger counts rho.
+pub fn pure_epsilon(mechanism: Mechanism, rows: u32) -> Option<f64> {
+    match mechanism {
+        Mechanism::DiscreteGaussian { .. } => None,
+        Mechanism::DiscreteLaplace { scale } => Some(2.0 * f64::from(rows) / votes(scale)),
+    }
+}
+
+fn fraction<T: Decimal>(value: T) -> f64 {
+    // Powers of ten up to 10^22 are exact in f64, so this rounds at most twice.
+    value.into_units() as f64 / 10_f64.powi(T::PLACES as i32)
+}
+
+/// Takes a number or its text. A floating-point number is read by its shortest decimal text, which
+/// is what was written as long as it had at most fifteen significant digits.
+struct DecimalVisitor<T>(PhantomData<T>);
+
+impl<T: Decimal> Visitor<'_> for DecimalVisitor<T> {
+    type Value = T;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            formatter,
+            "{} as an unsigned decimal number with at most {} decimal places",
+            T::NAME,
+            T::PLACES
+        )
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        decimal::parse(text).map_err(E::custom)
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<T, E> {
+        decimal::parse(&number.to_string()).map_err(E::custom)
+    }
+
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<T, E> {
+        let number =
+            u64::try_from(number).map_err(|_| E::invalid_value(Unexpected::Signed(number), &self))?;
+        self.visit_u64(number)
+    }
+
+    fn visit_f64<E: de::Error>(self, number: f64) -> Result<T, E> {
+        if !number.is_finite() {
+            return Err(E::invalid_value(Unexpected::Float(number), &self));
+        }
+        decimal::parse(&number.to_string()).map_err(E::custom)
+    }
+}
+
+macro_rules! deserialize_decimal {
+    ($($type:ty),+) => {$(
+        /// From a number or its text, exactly.
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                deserializer.deserialize_any(DecimalVisitor(PhantomData))
+            }
+        }
+    )+};
+}
+
+deserialize_decimal!(NoiseScale, NanoRho, Delta);

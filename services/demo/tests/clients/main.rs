@@ -1,0 +1,11 @@
+//! Clients as separate processes: requests that outlive their process, and a client in another language.
+#![cfg(unix)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod budgets;
+mod probabilities;
+mod python;
+mod repeats;
+mod world;
