@@ -22,6 +22,7 @@ use contract::{
     Medium, contract_tests,
     ledger::{DIGEST, ROW, charge, key, policy, result},
     model::compare,
+    random::seeded_rng,
 };
 use support::{Postgres, Wire, open_again};
 
@@ -75,7 +76,10 @@ contract_tests!(Database);
 #[test]
 fn the_ledger_does_what_the_model_does() {
     if let Some(server) = Postgres::start("the_ledger_does_what_the_model_does") {
-        eprintln!("reached: {:?}", compare(Database::on(Arc::new(server)), 80, None));
+        eprintln!(
+            "reached: {:?}",
+            compare(Database::on(Arc::new(server)), 80, seeded_rng("ledger model"), None)
+        );
     }
 }
 

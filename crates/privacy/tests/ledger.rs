@@ -9,6 +9,7 @@ use contract::{
     Medium, contract_tests,
     ledger::{DIGEST, key, place, policy},
     model::compare,
+    random::seeded_rng,
 };
 use tempfile::TempDir;
 
@@ -46,7 +47,7 @@ contract_tests!(File);
 #[test]
 fn the_ledger_does_what_the_model_does() {
     let file = File::new("the model").expect("a folder");
-    eprintln!("reached: {:?}", compare(file, 500, None));
+    eprintln!("reached: {:?}", compare(file, 500, seeded_rng("ledger model"), None));
 }
 
 #[test]

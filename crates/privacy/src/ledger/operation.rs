@@ -365,10 +365,15 @@ fn prune<V: StoreView>(
             key
         })
         .collect();
-    draft.read(keys.iter().map(|key| (Table::Requests, key.clone())).collect())?;
+    for table in [Table::Requests, Table::Results] {
+        draft.read(keys.iter().map(|key| (table, key.clone())).collect())?;
+    }
     let mut deleted = 0;
     for key in &keys {
-        // An operation before this one may just have replaced the result: the draft knows.
+        // An operation before this one may just have deleted or replaced the result: the draft knows.
+        if draft.get(Table::Results, key)?.is_none() {
+            continue;
+        }
         let committed_ms = match draft.get(Table::Requests, key)? {
             Some(row) => {
                 let row = Request::decode(row);

@@ -22,7 +22,6 @@ use self::{
 use super::{
     Medium,
     ledger::{ROW, owners, policy},
-    random::seeded_rng,
 };
 
 /// Tasks and how many epochs they have.
@@ -55,8 +54,12 @@ const KINDS: [&str; 18] = [
 
 /// Lets a ledger and a model of it do the same `steps` times, and panics where they differ. Returns what was
 /// reached.
-pub fn compare<M: Medium>(medium: M, steps: usize, fault: Option<Fault>) -> BTreeSet<String> {
-    let random = seeded_rng("ledger model");
+pub fn compare<M: Medium>(
+    medium: M,
+    steps: usize,
+    random: ChaCha20Rng,
+    fault: Option<Fault>,
+) -> BTreeSet<String> {
     let clock = Arc::new(ManualClock::new(10_000));
     let ledger = medium.create().with_clock(Arc::clone(&clock));
     let model = Model { fault, ..Model::default() };
