@@ -5,9 +5,13 @@ use std::{
     num::NonZeroUsize,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use super::{NoiseError, NoiseShare, NoiseSource, check_bins};
+
+/// How long the worker rests after a failed draw that nobody was told of, before it tries again.
+const REST_AFTER_FAILURE: Duration = Duration::from_secs(1);
 
 /// A thread that keeps noise shares of one mechanism and row width ready.
 ///
@@ -30,7 +34,7 @@ struct Shared {
 
 struct State {
     ready: VecDeque<NoiseShare>,
-    /// A failed draw that no one has been told of yet.
+    /// The latest draw, if it failed and no one has been told of it yet.
     failure: Option<NoiseError>,
     /// Set by the pool to end the worker.
     stop: bool,
@@ -78,7 +82,8 @@ impl NoisePool {
     ///
     /// # Errors
     /// The error of a draw that failed: the caller must then release nothing. Each failure is
-    /// reported once and the draw is tried again for the next caller.
+    /// reported once and the draw is tried again for the next caller. While nobody asks, it is tried again
+    /// every second, so that a failure is not told long after its cause is gone.
     pub fn take(&self) -> Result<NoiseShare, NoiseError> {
         let mut state = self.shared.lock();
         loop {
@@ -118,6 +123,28 @@ impl Shared {
     fn wait<'guard>(&self, guard: MutexGuard<'guard, State>) -> MutexGuard<'guard, State> {
         self.changed.wait(guard).unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Waits until there may be something to draw.
+    fn rest<'guard>(
+        &'guard self,
+        mut state: MutexGuard<'guard, State>,
+        capacity: usize,
+    ) -> MutexGuard<'guard, State> {
+        while !state.stop && (state.ready.len() >= capacity || state.failure.is_some()) {
+            if state.failure.is_none() {
+                state = self.wait(state);
+                continue;
+            }
+            // A source that stays broken is not spun on: it is asked again when somebody was told, or later.
+            let rested = self.changed.wait_timeout(state, REST_AFTER_FAILURE);
+            let (rested, waited) = rested.unwrap_or_else(PoisonError::into_inner);
+            state = rested;
+            if waited.timed_out() {
+                break;
+            }
+        }
+        state
+    }
 }
 
 /// Tells those who wait that no more shares come, however the worker ends.
@@ -133,22 +160,17 @@ impl Drop for EndNotice<'_> {
 fn fill(shared: &Shared, mut source: impl NoiseSource, bins: usize, capacity: usize) {
     let _notice = EndNotice(shared);
     loop {
-        {
-            let mut state = shared.lock();
-            // After a failure the worker rests until someone was told, instead of spinning on a
-            // source that stays broken.
-            while !state.stop && (state.ready.len() >= capacity || state.failure.is_some()) {
-                state = shared.wait(state);
-            }
-            if state.stop {
-                return;
-            }
+        if shared.rest(shared.lock(), capacity).stop {
+            return;
         }
         // Drawn outside the lock: takers are not held up.
         let drawn = source.draw(bins);
         let mut state = shared.lock();
         match drawn {
-            Ok(share) => state.ready.push_back(share),
+            Ok(share) => {
+                state.failure = None;
+                state.ready.push_back(share);
+            }
             Err(error) => state.failure = Some(error),
         }
         drop(state);
@@ -202,11 +224,25 @@ mod tests {
     fn a_failed_draw_reaches_one_taker_and_then_the_pool_recovers() {
         let (script, pool) = scripted(4);
         for draw in [Ok(1), Err(broken()), Err(broken()), Ok(2)] {
+            // One at a time: a failure that waits too long for a taker is forgotten.
+            script.send(draw.clone()).expect("the worker listens");
+            assert_eq!(pool.take().map(|share| share.values()[0]), draw);
+        }
+        drop(script);
+    }
+
+    #[test]
+    fn a_failure_that_nobody_was_told_of_is_forgotten_when_draws_succeed_again() {
+        let (script, pool) = scripted(2);
+        for draw in [Err(broken()), Err(broken()), Ok(1), Ok(2)] {
             script.send(draw).expect("the worker listens");
         }
-        assert!(pool.take().is_ok());
-        assert_eq!(pool.take().err(), Some(broken()));
-        assert_eq!(pool.take().err(), Some(broken()));
+        while pool.ready() < 2 {
+            thread::sleep(Duration::from_millis(10));
+        }
+        assert!(pool.shared.lock().failure.is_none());
+        // Whoever comes now gets what was drawn, and only then waits for the source.
+        assert_eq!(pool.take().map(|share| share.values()[0]), Ok(1));
         assert_eq!(pool.take().map(|share| share.values()[0]), Ok(2));
         drop(script);
     }
