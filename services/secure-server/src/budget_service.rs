@@ -17,12 +17,13 @@ use tonic::{Request, Response, Status, async_trait};
 
 use crate::context::Context;
 use crate::export;
-use crate::kept::ledger_error;
+use crate::kept::{ledger_error, with_ledger};
 use crate::models::internal;
 use crate::owners;
 use crate::task::Task;
 
 /// Serves operators, and clients and owners within their own scope.
+#[derive(Clone)]
 pub struct BudgetService {
     context: Arc<Context>,
 }
@@ -31,6 +32,19 @@ impl BudgetService {
     /// The service of this server.
     pub fn new(context: Arc<Context>) -> Self {
         BudgetService { context }
+    }
+
+    /// The budgets of the task `wanted`, or of all when it is empty.
+    fn budgets(&self, wanted: &str, caller: &Identity) -> Result<GetBudgetResponse, RpcError> {
+        let tasks = self.context.tasks.all().filter(|task| wanted.is_empty() || task.name() == wanted);
+        let tasks = tasks.map(|task| self.task_budget(task, caller)).collect::<Result<_, _>>()?;
+        let head = self.context.ledger.head().map_err(ledger_error)?;
+        Ok(GetBudgetResponse {
+            party: self.context.here.number() as u32,
+            tasks,
+            ledger_head_sequence: head.entries,
+            ledger_head_hash: head.hash.to_vec().into(),
+        })
     }
 
     fn task_budget(&self, task: &Task, caller: &Identity) -> Result<TaskBudget, RpcError> {
@@ -153,23 +167,11 @@ impl Budget for BudgetService {
     ) -> Result<Response<GetBudgetResponse>, Status> {
         let roles = [Role::Operator, Role::Client, Role::Owner];
         let caller = self.context.allowed.authorise(&request, &roles)?;
-        let wanted = &request.get_ref().task;
+        let wanted = request.into_inner().task;
         if !wanted.is_empty() {
-            self.context.tasks.get(wanted)?;
+            self.context.tasks.get(&wanted)?;
         }
-        let tasks = self
-            .context
-            .tasks
-            .all()
-            .filter(|task| wanted.is_empty() || task.name() == wanted)
-            .map(|task| self.task_budget(task, &caller))
-            .collect::<Result<Vec<_>, _>>()?;
-        let head = self.context.ledger.head().map_err(ledger_error)?;
-        Ok(Response::new(GetBudgetResponse {
-            party: self.context.here.number() as u32,
-            tasks,
-            ledger_head_sequence: head.entries,
-            ledger_head_hash: head.hash.to_vec().into(),
-        }))
+        let service = self.clone();
+        Ok(Response::new(with_ledger(move || service.budgets(&wanted, &caller)).await?))
     }
 }

@@ -8,6 +8,15 @@ use crate::context::Context;
 use crate::models::internal;
 use crate::waiting::Waiting;
 
+/// Runs what asks the ledger, for a caller, on a thread of its own kind: a store that hangs must not hold up
+/// the threads that serve all other calls.
+pub(crate) async fn with_ledger<T: Send + 'static>(
+    ask: impl FnOnce() -> Result<T, RpcError> + Send + 'static,
+) -> Result<T, RpcError> {
+    let span = tracing::Span::current();
+    tokio::task::spawn_blocking(move || span.in_scope(ask)).await.map_err(internal)?
+}
+
 /// How an error of the ledger is told to the client.
 pub(crate) fn ledger_error(error: LedgerError) -> RpcError {
     match error {

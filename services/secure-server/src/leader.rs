@@ -10,6 +10,8 @@ use concilium_rpc::v1::{
     Incomplete, Plan, PlanReply, PlannedModel, PlannedRequest, Refusal, RequestRefusal, Start,
     request_verdict::Verdict,
 };
+use rand::TryRng;
+use rand::rngs::SysRng;
 
 use crate::answer::RunId;
 use crate::arrivals::to_wire;
@@ -87,7 +89,7 @@ fn lead_requests(
             return Ok(());
         }
         let session = link.next_session();
-        let run_id: RunId = rand::random();
+        let run_id = new_run_id()?;
         let attempt =
             |link: &mut Link<'_>| lead_attempt(link, context, session, run_id, task, &models, &mut pending);
         match link.in_batch(task.name(), session, &run_id, attempt)? {
@@ -105,6 +107,14 @@ fn lead_requests(
     };
     refuse_all(&mut pending, &changing);
     Ok(())
+}
+
+/// A name for one attempt at a batch. It is no secret.
+fn new_run_id() -> Result<RunId, Failure> {
+    let mut run_id = RunId::default();
+    let failed = |error| Failure::fault(format!("no name for the batch: {error}"));
+    SysRng.try_fill_bytes(&mut run_id).map_err(failed)?;
+    Ok(run_id)
 }
 
 /// Answers all of `waiting` with the same refusal.

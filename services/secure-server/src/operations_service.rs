@@ -15,6 +15,7 @@ use concilium_rpc::v1::{
 use tonic::{Request, Response, Status, async_trait};
 
 use crate::context::Context;
+use crate::kept::with_ledger;
 use crate::log::{self, LogFilter};
 use crate::models::internal;
 use crate::owners;
@@ -27,6 +28,7 @@ const MAXIMUM_DURATION_S: u32 = 604_800;
 const MAXIMUM_REASON_BYTES: usize = 1000;
 
 /// Serves operators.
+#[derive(Clone)]
 pub struct OperationsService {
     context: Arc<Context>,
 }
@@ -93,12 +95,17 @@ impl Operations for OperationsService {
         request: Request<GetStatusRequest>,
     ) -> Result<Response<GetStatusResponse>, Status> {
         self.context.allowed.authorise(&request, &[Role::Operator])?;
+        let service = self.clone();
+        let statuses = with_ledger(move || {
+            Ok(service.context.tasks.all().map(|task| service.task_status(task)).collect())
+        });
+        let tasks = statuses.await?;
         Ok(Response::new(GetStatusResponse {
             party: self.context.here.number() as u32,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_ms: u64::try_from(self.context.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             lanes: vec![self.context.lane.to_wire()],
-            tasks: self.context.tasks.all().map(|task| self.task_status(task)).collect(),
+            tasks,
             server_time_unix_ms: i64::try_from(self.context.clock.now_ms()).unwrap_or(i64::MAX),
             certificate: Some(self.certificate_status()),
             peers: self.context.lane.peers_to_wire(self.context.here),
@@ -154,9 +161,7 @@ impl Operations for OperationsService {
             return Err(invalid("reason", problem).into());
         }
         let context = Arc::clone(&self.context);
-        let resumed =
-            tokio::task::spawn_blocking(move || resume(&context, &task, caller.name(), reason.trim()));
-        let was_stopped = resumed.await.map_err(internal).map_err(Status::from)??;
+        let was_stopped = with_ledger(move || resume(&context, &task, caller.name(), reason.trim())).await?;
         Ok(Response::new(ResumeTaskResponse { party: self.context.here.number() as u32, was_stopped }))
     }
 }

@@ -23,9 +23,9 @@ use crate::answer::Answer;
 use crate::batch::content_digest;
 use crate::context::Context;
 use crate::history::Outcome;
-use crate::kept::{ledger_error, replay};
+use crate::kept::{ledger_error, replay, with_ledger};
 use crate::metrics;
-use crate::models::{Entry, internal};
+use crate::models::Entry;
 use crate::owners::unpaid;
 use crate::receipt;
 use crate::task::Task;
@@ -35,6 +35,7 @@ use crate::waiting::Waiting;
 const ELEMENT_BYTES: u64 = 8;
 
 /// Serves clients.
+#[derive(Clone)]
 pub struct PredictionService {
     context: Arc<Context>,
 }
@@ -113,8 +114,7 @@ impl PredictionService {
         }
         if models.iter().any(|entry| entry.terms.budget.is_some()) {
             let (context, task, rows) = (Arc::clone(context), Arc::clone(&task), header.rows.into());
-            let checked = tokio::task::spawn_blocking(move || check_owners(&context, &task, &models, rows));
-            checked.await.map_err(internal)??;
+            with_ledger(move || check_owners(&context, &task, &models, rows)).await?;
         }
         let (respond, answer) = oneshot::channel();
         let waiting = Waiting {
@@ -133,8 +133,7 @@ impl PredictionService {
         // Looked up only now: what another server tells from here on finds the request in the room.
         if let Some(waiting) = context.room.take_released(&key) {
             let context = Arc::clone(context);
-            let replayed = tokio::task::spawn_blocking(move || replay(&context, &waiting));
-            return replayed.await.map_err(internal)?;
+            return with_ledger(move || replay(&context, &waiting)).await;
         }
         let patience = Duration::from_millis(context.limits.request_timeout_ms);
         let outcome = tokio::time::timeout(patience, answer).await;
@@ -155,8 +154,7 @@ impl PredictionService {
     /// The answer that was released under this id before, if there is one.
     async fn kept(&self, key: &RequestKey, content: ContentDigest) -> Result<Option<Answer>, RpcError> {
         let (ledger, wanted) = (Arc::clone(&self.context.ledger), key.clone());
-        let found = tokio::task::spawn_blocking(move || ledger.lookup(&wanted, &content));
-        match found.await.map_err(internal)?.map_err(ledger_error)? {
+        match with_ledger(move || ledger.lookup(&wanted, &content).map_err(ledger_error)).await? {
             Lookup::Held { result, released: true } => {
                 self.context.room.note_replay(key);
                 Answer::from_stored(&result).map(Some)
@@ -353,8 +351,11 @@ impl Prediction for PredictionService {
         let caller =
             self.context.allowed.authorise(&request, &[Role::Client, Role::Owner, Role::Operator])?;
         let client = (caller.role() == Role::Client).then(|| caller.name().to_owned());
-        let tasks = self.context.tasks.all().map(|task| self.describe(task, client.as_deref()));
-        Ok(Response::new(ListTasksResponse { tasks: tasks.collect::<Result<_, _>>()? }))
+        let service = self.clone();
+        let tasks = with_ledger(move || {
+            service.context.tasks.all().map(|task| service.describe(task, client.as_deref())).collect()
+        });
+        Ok(Response::new(ListTasksResponse { tasks: tasks.await? }))
     }
 
     async fn predict(
