@@ -15,7 +15,7 @@ use concilium_inference::{Ensemble, SharedModel, flatten, histogram, probabiliti
 use concilium_mpc::local::{LocalChannel, run, share};
 use concilium_mpc::release::ReleasedComponents;
 use concilium_mpc::{MpcError, Party, Shares};
-use concilium_network::{FixedNetwork, InputDomain, Layer, Network, quantise};
+use concilium_network::{FixedNetwork, InputDomain, Network, quantise};
 use concilium_privacy::{MechanismError, NoiseError, NoiseSource, OpenDpNoise, TaskPolicy};
 use concilium_ring::{Element as _, Z64};
 use ndarray::{Array1, Array2, Axis};
@@ -144,7 +144,7 @@ fn toy(classes: usize, feature: usize, choice: [usize; 2]) -> Result<FixedNetwor
         weights[(feature, choice[0])] = LOGIT;
         weights[(feature, choice[1])] = -LOGIT;
     }
-    let network = Network::new(vec![FEATURES], vec![Layer::Affine { weights, bias }]).map_err(failed)?;
+    let network = Network::perceptron(vec![FEATURES], vec![(weights, bias)]).map_err(failed)?;
     let domain = InputDomain::new(vec![FEATURES], vec![-1.0], vec![1.0]).map_err(failed)?;
     quantise(&network, &domain, FRACTIONAL_BITS).map_err(failed)
 }

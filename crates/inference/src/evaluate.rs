@@ -1,6 +1,9 @@
-//! Layer by layer over all owners of an ensemble and all queries of a batch.
+//! Level by level over all owners of an ensemble and all queries of a batch.
+//!
+//! All steps that wait for a rescaling are one batch, whoever they belong to, and so are all that
+//! compare: see [`level`](concilium_network::program::level). Programs need not be alike.
 
-use std::ops::Range;
+use std::rc::Rc;
 
 use concilium_mpc::conversion::sum_bits;
 use concilium_mpc::linear::rescale;
@@ -9,11 +12,14 @@ use concilium_mpc::shares::AdditiveShare;
 use concilium_mpc::{
     Channel, MpcError, Party, PartyIndex, Shares, Stage, comparison, probability, selection, votes,
 };
+use concilium_network::StepShape;
+use concilium_network::program::{Messages, Operation, evaluate};
 use concilium_ring::Z64;
-use ndarray::s;
+use ndarray::{ArrayView2, ArrayViewMut2, Zip, s};
 
 use crate::ensemble::Ensemble;
-use crate::model::SharedLayer;
+use crate::model::{SharedModel, SharedWeights};
+use crate::value::{Value, join};
 
 /// The histogram of the owners' votes for every query: element (q, c) is the number of models
 /// whose largest logit for query q is that of class c. Each model has at most one vote a query,
@@ -34,7 +40,7 @@ pub fn histogram<C: Channel>(
 ) -> Result<Aggregate<Z64>, MpcError> {
     let queries = input.dim().0;
     let logits = logits(party, ensemble, input)?;
-    let dealer = dealer_of_layer(longest(ensemble) - 1);
+    let dealer = dealer_of(deepest(ensemble));
     party.enter(Stage::Votes);
     let winners = votes::one_hot_argmax(party, dealer, &logits, ensemble.final_width())?;
     sum_bits(party, dealer.next(), &winners, ensemble.len(), queries)
@@ -60,7 +66,7 @@ pub fn probabilities<C: Channel>(
 ) -> Result<Aggregate<Z64>, MpcError> {
     let queries = input.dim().0;
     let logits = logits(party, ensemble, input)?;
-    let dealer = dealer_of_layer(longest(ensemble) - 1);
+    let dealer = dealer_of(deepest(ensemble));
     party.enter(Stage::Probabilities);
     let (window, bits) = (ensemble.final_width(), ensemble.fractional_bits());
     probability::sum_of_probabilities(party, dealer, &logits, window, bits, ensemble.len(), queries)
@@ -70,8 +76,9 @@ pub fn probabilities<C: Channel>(
 /// is model o on query q.
 ///
 /// # Cost
-/// One round for each affine layer and the rounds of sign and selection for each ReLU layer, less
-/// one each that coincides with the rescaling before it. Independent of owners and queries.
+/// For the deepest program, one round for each level of rescalings and the rounds of sign and selection
+/// for each level of comparisons, less one that coincides with the rescaling before it. Independent of
+/// owners and queries.
 ///
 /// # Errors
 /// [`MpcError`] when a message is lost or has the wrong length.
@@ -80,11 +87,11 @@ pub fn logits<C: Channel>(
     ensemble: &Ensemble,
     input: &Shares<Z64>,
 ) -> Result<Shares<Z64>, MpcError> {
-    evaluate(party, ensemble, input, None)
+    run(party, ensemble, input, None)
 }
 
-/// As [`logits`], showing every layer's result to `observe(layer, owner, values)`: an owner that
-/// runs all three parties on its own model compares layer by layer with the plaintext.
+/// As [`logits`], showing every step's result to `observe(step, owner, values)`: an owner that
+/// runs all three parties on its own model compares step by step with the plaintext.
 ///
 /// # Errors
 /// [`MpcError`] when a message is lost or has the wrong length.
@@ -97,135 +104,247 @@ pub fn logits_observed<C: Channel>(
     input: &Shares<Z64>,
     mut observe: impl FnMut(usize, usize, &Shares<Z64>),
 ) -> Result<Shares<Z64>, MpcError> {
-    evaluate(party, ensemble, input, Some(&mut observe))
+    run(party, ensemble, input, Some(&mut observe))
 }
 
-/// A model's position and the columns of the current values that are its.
-type Active = (usize, Range<usize>);
-
-/// Sees a layer's position, the model's position and its values.
+/// Sees a step's position, the model's position and its values.
 type Observer<'a> = &'a mut dyn FnMut(usize, usize, &Shares<Z64>);
 
-fn evaluate<C: Channel>(
+fn run<C: Channel>(
     party: &mut Party<C>,
     ensemble: &Ensemble,
     input: &Shares<Z64>,
     mut observe: Option<Observer<'_>>,
 ) -> Result<Shares<Z64>, MpcError> {
     assert_eq!(input.dim().1, ensemble.features(), "the input has another number of features");
-    let mut results: Vec<Option<Shares<Z64>>> = ensemble.models().iter().map(|_| None).collect();
-    // Models that still have layers, with the columns of `values` that are theirs.
-    let mut active: Vec<Active> = (0..ensemble.len()).map(|owner| (owner, 0..ensemble.features())).collect();
-    let mut values: Option<Shares<Z64>> = None;
-    for position in 0..longest(ensemble) {
-        let current = values.as_ref().unwrap_or(input);
-        let next = if position % 2 == 0 {
-            party.enter(Stage::Linear(layer_number(position)));
-            let (next, columns) = affine_layer(party, ensemble, position, current, &active)?;
-            active.iter_mut().zip(columns).for_each(|((_, old), new)| *old = new);
-            next
-        } else {
-            relu_layer(party, ensemble, position, current, &active)?
-        };
-        if let Some(observe) = &mut observe {
-            active.iter().for_each(|(owner, columns)| {
-                observe(position, *owner, &next.columns(std::slice::from_ref(columns)));
-            });
+    let whole = Value::whole(Rc::new(input.columns(std::slice::from_ref(&(0..ensemble.features())))));
+    let mut owners: Vec<_> = ensemble.models().iter().map(|model| Owner::new(model, whole.clone())).collect();
+    drop(whole);
+    for level in 0..=deepest(ensemble) {
+        let mut batch = Vec::new();
+        for (owner, state) in owners.iter().enumerate() {
+            batch.extend(state.steps_on(level).map(|step| (owner, step)));
         }
-        let layers = |owner: usize| ensemble.models()[owner].layers().len();
-        let (ended, going_on): (Vec<_>, Vec<_>) =
-            active.into_iter().partition(|(owner, _)| layers(*owner) == position + 1);
-        for (owner, columns) in &ended {
-            results[*owner] = Some(next.columns(std::slice::from_ref(columns)));
-        }
-        (active, values) = if ended.is_empty() { (going_on, Some(next)) } else { compact(&next, going_on) };
-    }
-    let results: Vec<_> = results.into_iter().flatten().collect();
-    Ok(Shares::stack(&results))
-}
-
-/// Keeps the columns of models that go on, so that nothing is computed for those that have ended.
-fn compact(values: &Shares<Z64>, active: Vec<Active>) -> (Vec<Active>, Option<Shares<Z64>>) {
-    let ranges: Vec<_> = active.iter().map(|(_, columns)| columns.clone()).collect();
-    let kept = values.columns(&ranges);
-    let mut start = 0;
-    let moved = active.into_iter().map(|(owner, columns)| {
-        let first = start;
-        start += columns.len();
-        (owner, first..start)
-    });
-    (moved.collect(), Some(kept))
-}
-
-/// One product, bias and rescaling for all active models. Returns the results side by side and each
-/// model's columns of them.
-fn affine_layer<C: Channel>(
-    party: &mut Party<C>,
-    ensemble: &Ensemble,
-    position: usize,
-    values: &Shares<Z64>,
-    active: &[Active],
-) -> Result<(Shares<Z64>, Vec<Range<usize>>), MpcError> {
-    let layers: Vec<_> = active
-        .iter()
-        .map(|(owner, inputs)| match &ensemble.models()[*owner].layers()[position] {
-            SharedLayer::Affine { weights, bias, bound_bits } => (inputs, weights, bias, *bound_bits),
-            SharedLayer::Relu { .. } => {
-                unreachable!("validated architectures have affine layers at even places")
+        if !batch.is_empty() {
+            let results = if level % 2 == 1 {
+                party.enter(Stage::Linear(layer_number(level)));
+                rescale_batch(party, dealer_of(level), &owners, &batch, ensemble.fractional_bits())?
+            } else {
+                compare_batch(party, level, &owners, &batch)?
+            };
+            for ((owner, step), result) in batch.into_iter().zip(results) {
+                finish(&mut owners, owner, step, result, &mut observe);
             }
-        })
-        .collect();
-    let total = layers.iter().map(|(_, weights, ..)| weights.columns()).sum();
-    let mut terms = AdditiveShare::zeros(values.dim().0, total);
-    let mut columns = Vec::with_capacity(layers.len());
-    let mut bounds = Vec::with_capacity(total);
-    for (inputs, weights, bias, bound_bits) in layers {
-        let outputs = bounds.len()..bounds.len() + weights.columns();
-        let mut out = terms.terms_mut().slice_mut(s![.., outputs.clone()]);
-        out += &bias.broadcast(out.dim()).expect("one bias for each column");
-        let range = s![.., inputs.clone()];
-        weights.multiply_add(values.own().slice(range), values.next().slice(range), out);
-        bounds.resize(outputs.end, bound_bits);
-        columns.push(outputs);
+        }
+        for owner in 0..owners.len() {
+            for step in owners[owner].local_steps_on(level).collect::<Vec<_>>() {
+                let result = owners[owner].local(step);
+                finish(&mut owners, owner, step, result, &mut observe);
+            }
+        }
     }
-    let dealer = dealer_of_layer(position);
-    let rescaled = rescale(party, dealer, terms, &bounds, ensemble.fractional_bits())?;
-    Ok((rescaled, columns))
+    let logits: Vec<_> = owners.into_iter().map(Owner::into_logits).collect();
+    Ok(Shares::stack(&logits))
 }
 
-/// One comparison and one selection for all active models.
-fn relu_layer<C: Channel>(
+/// Shows a step's result and keeps it.
+fn finish(
+    owners: &mut [Owner<'_>],
+    owner: usize,
+    step: usize,
+    result: Value,
+    observe: &mut Option<Observer<'_>>,
+) {
+    if let Some(observe) = observe {
+        observe(step, owner, &result.to_shares());
+    }
+    owners[owner].finish(step, result);
+}
+
+/// One model under way.
+struct Owner<'a> {
+    model: &'a SharedModel,
+    /// The values that are still needed.
+    values: Vec<Option<Value>>,
+    /// How often each value is still needed.
+    left: Vec<usize>,
+}
+
+impl<'a> Owner<'a> {
+    fn new(model: &'a SharedModel, input: Value) -> Self {
+        let mut values = vec![None; model.levels().len() + 1];
+        values[0] = Some(input);
+        Owner { model, values, left: model.uses().to_vec() }
+    }
+
+    /// The steps on a level that exchange messages, in order.
+    fn steps_on(&self, level: usize) -> impl Iterator<Item = usize> {
+        self.all_on(level, |messages| messages != Messages::None)
+    }
+
+    /// The steps on a level that exchange none, in order.
+    fn local_steps_on(&self, level: usize) -> impl Iterator<Item = usize> {
+        self.all_on(level, |messages| messages == Messages::None)
+    }
+
+    fn all_on(&self, level: usize, wanted: fn(Messages) -> bool) -> impl Iterator<Item = usize> {
+        let steps = self.model.architecture().steps.iter().zip(self.model.levels()).enumerate();
+        let on_it = move |(_, (step, found)): &(usize, (&StepShape, &usize))| {
+            **found == level && wanted(step.operation.messages())
+        };
+        steps.filter(on_it).map(|(step, _)| step)
+    }
+
+    fn operation(&self, step: usize) -> &'a Operation {
+        &self.model.architecture().steps[step].operation
+    }
+
+    /// The result of a step without messages: the same on each component.
+    fn local(&self, step: usize) -> Value {
+        let count = self.model.architecture().steps[step].inputs.len();
+        let apply = |component: fn(&Value) -> ArrayView2<'_, Z64>, summands: Option<ArrayView2<'_, Z64>>| {
+            let views: Vec<_> = (0..count).map(|place| component(self.taken(step, place))).collect();
+            match (self.operation(step), summands) {
+                (Operation::Shift { positions, .. }, Some(summands)) => {
+                    evaluate::shift(views[0], &summands.row(0).to_vec(), *positions)
+                }
+                (operation, _) => evaluate::linear(operation, &views).expect("the others exchange messages"),
+            }
+        };
+        let summands = match self.model.weights(step) {
+            Some(SharedWeights::Shift(summands)) => Some(summands),
+            _ => None,
+        };
+        let own = apply(Value::own, summands.map(Shares::own));
+        let next = apply(Value::next, summands.map(Shares::next));
+        Value::whole(Rc::new(Shares::new(own, next)))
+    }
+
+    /// Value number `place` among those that a step takes.
+    fn taken(&self, step: usize, place: usize) -> &Value {
+        let value = self.model.architecture().steps[step].inputs[place];
+        self.values[value].as_ref().expect("a value is kept until its last use")
+    }
+
+    /// Keeps a result, and frees what was needed for the last time.
+    fn finish(&mut self, step: usize, result: Value) {
+        self.values[step + 1] = Some(result);
+        for &value in &self.model.architecture().steps[step].inputs {
+            self.left[value] -= 1;
+            if self.left[value] == 0 {
+                self.values[value] = None;
+            }
+        }
+        if self.left[step + 1] == 0 {
+            self.values[step + 1] = None;
+        }
+    }
+
+    fn into_logits(mut self) -> Shares<Z64> {
+        self.values.pop().flatten().expect("the last value is never freed").to_shares()
+    }
+}
+
+/// The products and biases of all steps in `batch`, and one rescaling.
+fn rescale_batch<C: Channel>(
     party: &mut Party<C>,
-    ensemble: &Ensemble,
-    position: usize,
-    values: &Shares<Z64>,
-    active: &[Active],
-) -> Result<Shares<Z64>, MpcError> {
-    let width = |(owner, _): &Active| match ensemble.models()[*owner].layers()[position] {
-        SharedLayer::Relu { width } => width,
-        SharedLayer::Affine { .. } => unreachable!("validated architectures have ReLU at odd places"),
+    dealer: PartyIndex,
+    owners: &[Owner<'_>],
+    batch: &[(usize, usize)],
+    fractional_bits: u32,
+) -> Result<Vec<Value>, MpcError> {
+    let rows = owners[batch[0].0].taken(batch[0].1, 0).rows();
+    let size = |&(owner, step): &(usize, usize)| {
+        let owner: &Owner<'_> = &owners[owner];
+        let affine = owner.operation(step).affine();
+        affine.map_or_else(|| owner.taken(step, 0).columns(), |affine| affine.outputs())
     };
-    let window = active.iter().map(width).max().unwrap_or(2);
+    let sizes: Vec<usize> = batch.iter().map(size).collect();
+    let mut terms = AdditiveShare::zeros(rows, sizes.iter().sum());
+    let mut bounds = Vec::with_capacity(terms.dim().1);
+    for (&(owner, step), &size) in batch.iter().zip(&sizes) {
+        let (owner, columns) = (&owners[owner], bounds.len()..bounds.len() + size);
+        let out = terms.terms_mut().slice_mut(s![.., columns.clone()]);
+        let value = owner.taken(step, 0);
+        match owner.model.weights(step) {
+            Some(SharedWeights::Affine(affine)) => affine.add_terms(value.own(), value.next(), out),
+            _ => add_products(value, owner.taken(step, 1), out),
+        }
+        let bound = owner.model.architecture().steps[step].bound_bits;
+        bounds.resize(columns.end, bound.expect("validated architectures bound what is rescaled"));
+    }
+    let rescaled = rescale(party, dealer, terms, &bounds, fractional_bits)?;
+    Ok(Value::split(Rc::new(rescaled), &sizes))
+}
+
+/// Adds this server's term of the products of two values to `out`: x_i y_i + x_i y_{i+1} + x_{i+1} y_i.
+fn add_products(left: &Value, right: &Value, out: ArrayViewMut2<'_, Z64>) {
+    let (x, y) = (left, right);
+    Zip::from(out).and(x.own()).and(x.next()).and(y.own()).and(y.next()).for_each(
+        |term, &x_own, &x_next, &y_own, &y_next| *term += x_own * (y_own + y_next) + x_next * y_own,
+    );
+}
+
+/// One comparison and one selection for all steps in `batch`.
+fn compare_batch<C: Channel>(
+    party: &mut Party<C>,
+    level: usize,
+    owners: &[Owner<'_>],
+    batch: &[(usize, usize)],
+) -> Result<Vec<Value>, MpcError> {
+    let mut window = 2;
+    let mut compared = Vec::with_capacity(batch.len());
+    for &(owner, step) in batch {
+        let owner = &owners[owner];
+        let bits = owner.model.architecture().steps[step].window;
+        window = window.max(bits.expect("validated architectures have windows where they compare"));
+        compared.push(match owner.operation(step) {
+            // max(x, y) = y + max(x - y, 0).
+            Operation::Maximum => combine(owner.taken(step, 0), owner.taken(step, 1), -1),
+            _ => owner.taken(step, 0).clone(),
+        });
+    }
+    let values = join(&compared);
     // The comparison is dealt by whoever dealt the rescaling, so that its first message shares the
     // rescaling's round; the selection, which costs its dealer most, by the next server.
-    let dealer = dealer_of_layer(position - 1);
-    party.enter(Stage::Comparison(layer_number(position)));
-    let negative = comparison::sign(party, dealer, values, window)?;
-    party.enter(Stage::Selection(layer_number(position)));
-    selection::select_unless(party, dealer.next(), &negative, values)
+    let dealer = dealer_of(level);
+    party.enter(Stage::Comparison(layer_number(level)));
+    let negative = comparison::sign(party, dealer, &values, window)?;
+    party.enter(Stage::Selection(layer_number(level)));
+    let selected = selection::select_unless(party, dealer.next(), &negative, &values)?;
+    let sizes: Vec<usize> = compared.iter().map(Value::columns).collect();
+    let results = Value::split(Rc::new(selected), &sizes);
+    let finished = results.into_iter().zip(batch).map(|(result, &(owner, step))| {
+        let owner = &owners[owner];
+        match owner.operation(step) {
+            Operation::Maximum => combine(&result, owner.taken(step, 1), 1),
+            _ => result,
+        }
+    });
+    Ok(finished.collect())
 }
 
-/// The dealer's role goes round with the affine layers, so that the servers send about the same.
-fn dealer_of_layer(position: usize) -> PartyIndex {
-    PartyIndex::in_turn(position / 2)
+/// One value plus another times a public number.
+fn combine(left: &Value, right: &Value, factor: i64) -> Value {
+    let operation = Operation::Combine { coefficients: vec![1, factor] };
+    let apply = |views: [ArrayView2<'_, Z64>; 2]| {
+        evaluate::linear(&operation, &views).expect("a combination exchanges no messages")
+    };
+    let (own, next) = (apply([left.own(), right.own()]), apply([left.next(), right.next()]));
+    Value::whole(Rc::new(Shares::new(own, next)))
 }
 
-/// The number by which people call a layer: an affine layer and the ReLU after it have the same.
-fn layer_number(position: usize) -> u32 {
-    position as u32 / 2 + 1
+/// The dealer's role goes round with the layers, so that the servers send about the same.
+fn dealer_of(level: usize) -> PartyIndex {
+    PartyIndex::in_turn(level.saturating_sub(1) / 2)
 }
 
-/// Layers of the deepest model.
-fn longest(ensemble: &Ensemble) -> usize {
-    ensemble.models().iter().map(|model| model.layers().len()).max().unwrap_or(0)
+/// The number by which people call a layer: a rescaling and the comparison after it have the same.
+fn layer_number(level: usize) -> u32 {
+    (level as u32).div_ceil(2)
+}
+
+/// The highest level of any model.
+fn deepest(ensemble: &Ensemble) -> usize {
+    ensemble.models().iter().flat_map(|model| model.levels().iter().copied()).max().unwrap_or(0)
 }

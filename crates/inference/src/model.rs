@@ -1,10 +1,21 @@
 //! One owner's network as one server holds it.
 
-use concilium_mpc::linear::SharedMatrix;
-use concilium_network::{Architecture, ArchitectureError, FixedLayer, FixedNetwork, LayerShape};
+use concilium_mpc::Shares;
+use concilium_network::program::level::Levels;
+use concilium_network::program::uses;
+use concilium_network::{Architecture, ArchitectureError, FixedNetwork, Operation};
 use concilium_ring::{Element, Z64};
-use ndarray::{Array1, ArrayView2};
 use thiserror::Error;
+
+use crate::affine::SharedAffine;
+
+/// The secret part of a step.
+pub(crate) enum SharedWeights {
+    /// Matrices and biases.
+    Affine(Box<SharedAffine>),
+    /// One row, at scale f: the summands of a shift.
+    Shift(Shares<Z64>),
+}
 
 /// Why a server can't use a model's share.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -25,37 +36,18 @@ pub enum ModelError {
     },
 }
 
-/// A network's weights and biases in the order in which they are shared: layer by layer the
-/// weights, row-major `[inputs, outputs]` at scale 2^f, then the biases at scale 2^2f.
+/// A network's weights and biases in the order in which they are shared: step by step the weights,
+/// `[groups, inner, outer]` in row-major order at scale 2^f, then the biases at scale 2^2f (those of a
+/// shift at scale 2^f).
 ///
 /// The elements are the owner's secret; they are meant to go straight into
 /// [`concilium_mpc::input::deal`].
 pub fn flatten(network: &FixedNetwork) -> Vec<Z64> {
     let mut elements = Vec::with_capacity(network.architecture().parameter_count());
-    for layer in network.layers() {
-        if let FixedLayer::Affine { weights, bias, .. } = layer {
-            elements.extend(weights.iter().chain(bias).map(|&value| Z64::from_signed(value)));
-        }
+    for weights in network.steps().iter().filter_map(|step| step.weights.as_ref()) {
+        elements.extend(weights.matrices.iter().chain(&weights.bias).map(|&value| Z64::from_signed(value)));
     }
     elements
-}
-
-/// One layer of a [`SharedModel`].
-pub(crate) enum SharedLayer {
-    /// Product, bias and rescaling.
-    Affine {
-        /// The share of the weights, prepared for products.
-        weights: SharedMatrix<Z64>,
-        /// Component i of the bias: this server's additive term of it.
-        bias: Array1<Z64>,
-        /// `l` with |z| < 2^l before rescaling.
-        bound_bits: u32,
-    },
-    /// Negative values become zero.
-    Relu {
-        /// Comparison window.
-        width: u32,
-    },
 }
 
 /// One server's share of an owner's network, prepared for evaluation.
@@ -63,7 +55,12 @@ pub(crate) enum SharedLayer {
 /// Memory: 16 bytes a weight (two elements), padded to whole panels of columns.
 pub struct SharedModel {
     architecture: Architecture,
-    layers: Vec<SharedLayer>,
+    /// The level of each step.
+    levels: Vec<usize>,
+    /// How often each value is used.
+    uses: Vec<usize>,
+    /// The weights of each step that has some.
+    weights: Vec<Option<SharedWeights>>,
 }
 
 impl SharedModel {
@@ -80,22 +77,25 @@ impl SharedModel {
             }
         }
         let mut start = 0;
-        let layers = architecture
-            .layers
+        let weights = architecture
+            .steps
             .iter()
-            .map(|shape| match *shape {
-                LayerShape::Affine { inputs, outputs, bound_bits } => {
-                    let middle = start + inputs * outputs;
-                    let matrix = |component| matrix(component, start..middle, (inputs, outputs));
-                    let weights = SharedMatrix::new(matrix(own), matrix(next));
-                    let bias = Array1::from_vec(own[middle..middle + outputs].to_vec());
-                    start = middle + outputs;
-                    SharedLayer::Affine { weights, bias, bound_bits }
+            .map(|step| {
+                let range = start..start + step.operation.parameters();
+                start = range.end;
+                let (own, next) = (&own[range.clone()], &next[range]);
+                match (&step.operation, step.operation.affine()) {
+                    (_, Some(affine)) => {
+                        Some(SharedWeights::Affine(Box::new(SharedAffine::new(affine, own, next))))
+                    }
+                    (Operation::Shift { .. }, _) => Some(SharedWeights::Shift(row(own, next))),
+                    _ => None,
                 }
-                LayerShape::Relu { width, .. } => SharedLayer::Relu { width },
             })
             .collect();
-        Ok(SharedModel { architecture, layers })
+        let levels = Levels::of(architecture.structure());
+        let uses = uses(architecture.steps.iter().map(|step| step.inputs.as_slice()));
+        Ok(SharedModel { architecture, levels, uses, weights })
     }
 
     /// The public part.
@@ -103,20 +103,31 @@ impl SharedModel {
         &self.architecture
     }
 
-    pub(crate) fn layers(&self) -> &[SharedLayer] {
-        &self.layers
+    pub(crate) fn levels(&self) -> &[usize] {
+        &self.levels
+    }
+
+    pub(crate) fn uses(&self) -> &[usize] {
+        &self.uses
+    }
+
+    /// The secret part of step `step`, if it has one.
+    pub(crate) fn weights(&self, step: usize) -> Option<&SharedWeights> {
+        self.weights[step].as_ref()
     }
 
     /// Bytes of memory that the weights take on this server.
     pub fn memory_bytes(&self) -> usize {
-        let bytes = |layer: &SharedLayer| match layer {
-            SharedLayer::Affine { weights, bias, .. } => weights.memory_bytes() + bias.len() * Z64::BYTES,
-            SharedLayer::Relu { .. } => 0,
+        let bytes = |weights: &SharedWeights| match weights {
+            SharedWeights::Affine(affine) => affine.memory_bytes(),
+            SharedWeights::Shift(summands) => 2 * summands.len() * Z64::BYTES,
         };
-        self.layers.iter().map(bytes).sum()
+        self.weights.iter().flatten().map(bytes).sum()
     }
 }
 
-fn matrix(component: &[Z64], range: std::ops::Range<usize>, shape: (usize, usize)) -> ArrayView2<'_, Z64> {
-    ArrayView2::from_shape(shape, &component[range]).expect("the architecture's lengths were checked")
+/// One row of shares.
+pub(crate) fn row(own: &[Z64], next: &[Z64]) -> Shares<Z64> {
+    let array = |elements: &[Z64]| ndarray::Array1::from_vec(elements.to_vec()).insert_axis(ndarray::Axis(0));
+    Shares::new(array(own), array(next))
 }

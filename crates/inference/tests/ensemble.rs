@@ -1,9 +1,9 @@
 //! Many owners' networks under MPC against the fixed-point oracle, on three parties in one process.
 
-use std::sync::Arc;
+mod support;
 
 use concilium_inference::{
-    Ensemble, EnsembleError, SharedModel, flatten, histogram, logits, logits_observed, probabilities,
+    Ensemble, EnsembleError, SharedModel, histogram, logits, logits_observed, probabilities,
 };
 use concilium_mpc::local::{LocalChannel, reconstruct, run, run_with, share};
 use concilium_mpc::opening::open_sums;
@@ -12,63 +12,20 @@ use concilium_mpc::release::Aggregate;
 use concilium_mpc::{
     Address, Channel, ChannelError, MpcError, Neighbour, Party, Progress, Shares, Stage, Traffic,
 };
-use concilium_network::{FixedNetwork, InputDomain, Layer, Network, Rounding, quantise};
+use concilium_network::{FixedNetwork, InputDomain, Network, Rounding, quantise};
 use concilium_ring::{Element, Z64};
 use ndarray::{Array1, Array2, s};
 use proptest::prelude::*;
-
-const FRACTIONAL_BITS: u32 = 12;
-
-/// SplitMix64, to choose test networks.
-struct Random(u64);
-
-impl Random {
-    fn word(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut word = self.0;
-        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        word ^ (word >> 31)
-    }
-
-    fn uniform(&mut self, magnitude: f64) -> f64 {
-        (self.word() as f64 / u64::MAX as f64 * 2.0 - 1.0) * magnitude
-    }
-}
+use support::{FRACTIONAL_BITS, Random, ensembles};
 
 fn network(random: &mut Random, sizes: &[usize]) -> Network {
     let mut layers = Vec::new();
     for pair in sizes.windows(2) {
         let weights = Array2::from_shape_simple_fn((pair[0], pair[1]), || random.uniform(0.8));
         let bias = Array1::from_shape_simple_fn(pair[1], || random.uniform(0.5));
-        layers.push(Layer::Affine { weights, bias });
-        layers.push(Layer::Relu);
+        layers.push((weights, bias));
     }
-    layers.pop();
-    Network::new(vec![sizes[0]], layers).expect("sizes fit each other")
-}
-
-/// The three servers' ensembles of the given networks.
-fn ensembles(seed: u64, networks: &[FixedNetwork]) -> [Ensemble; 3] {
-    let shared: Vec<[Arc<SharedModel>; 3]> = networks
-        .iter()
-        .enumerate()
-        .map(|(owner, network)| {
-            let elements = Array1::from_vec(flatten(network)).insert_axis(ndarray::Axis(0));
-            let parts = share(seed.wrapping_add(owner as u64), &elements);
-            parts.map(|part| {
-                let component = |view: ndarray::ArrayView2<'_, Z64>| view.iter().copied().collect::<Vec<_>>();
-                let (own, next) = (component(part.own()), component(part.next()));
-                Arc::new(SharedModel::new(network.architecture(), &own, &next).expect("the share is sound"))
-            })
-        })
-        .collect();
-    [0, 1, 2].map(|server| {
-        let models: Vec<_> = shared.iter().map(|parts| parts[server].clone()).collect();
-        let architecture = models[0].architecture().clone();
-        Ensemble::new(models, architecture.input_features, architecture.classes, FRACTIONAL_BITS)
-            .expect("all models fit the task")
-    })
+    Network::perceptron(vec![sizes[0]], layers).expect("sizes fit each other")
 }
 
 fn inputs(random: &mut Random, domain: &InputDomain, rows: usize, features: usize) -> Array2<i64> {
@@ -136,30 +93,37 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn every_layer_is_what_truncation_allows(seed: u64, shapes in shapes(), rows in 1usize..4) {
+    fn every_step_is_what_truncation_allows(seed: u64, shapes in shapes(), rows in 1usize..4) {
         let world = world(seed, &shapes, rows);
         let results = run(seed, |party| {
             let place = party.index().number();
             let mut seen = Vec::new();
-            logits_observed(party, &world.ensembles[place], &world.shares[place], |layer, owner, values| {
-                seen.push((layer, owner, Shares::new(values.own().to_owned(), values.next().to_owned())));
+            logits_observed(party, &world.ensembles[place], &world.shares[place], |step, owner, values| {
+                seen.push((step, owner, Shares::new(values.own().to_owned(), values.next().to_owned())));
             })
             .expect("local links do not fail");
             seen
         });
         let [first, second, third] = results;
-        let mut previous: Vec<Array2<i64>> = world.networks.iter().map(|_| world.input.clone()).collect();
-        let mut layers = 0;
+        let mut opened: Vec<Vec<Option<Array2<i64>>>> =
+            world.networks.iter().map(|network| vec![None; network.steps().len()]).collect();
         for ((a, b), c) in first.into_iter().zip(second).zip(third) {
-            let (layer, owner) = (a.0, a.1);
+            let (step, owner) = (a.0, a.1);
             let values = reconstruct(&[a.2, b.2, c.2]).mapv(|v| v.to_signed());
-            world.networks[owner].check_step(layer, previous[owner].view(), values.view()).map_err(|error| {
-                TestCaseError::fail(format!("owner {owner}: {error}"))
-            })?;
-            previous[owner] = values;
-            layers += 1;
+            prop_assert!(opened[owner][step].replace(values).is_none(), "a step is evaluated once");
         }
-        prop_assert_eq!(layers, shapes.iter().map(|sizes| 2 * sizes.len() - 3).sum::<usize>());
+        for (owner, (network, opened)) in world.networks.iter().zip(&opened).enumerate() {
+            for (index, step) in network.steps().iter().enumerate() {
+                let inputs: Vec<_> = step.inputs.iter().map(|&value| match value {
+                    0 => world.input.view(),
+                    value => opened[value - 1].as_ref().expect("every step is evaluated").view(),
+                }).collect();
+                let result = opened[index].as_ref().expect("every step is evaluated");
+                network.check_step(index, &inputs, result.view()).map_err(|error| {
+                    TestCaseError::fail(format!("owner {owner}: {error}"))
+                })?;
+            }
+        }
     }
 
     #[test]

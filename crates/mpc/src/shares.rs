@@ -3,6 +3,8 @@
 //! Shares have no `Debug`, no `PartialEq` and no method that puts components together. Memory is
 //! overwritten when they are dropped.
 
+use std::ops::Range;
+
 use concilium_ring::Element;
 use ndarray::{Array2, ArrayView2, Axis, Slice, concatenate};
 use zeroize::Zeroize;
@@ -72,19 +74,28 @@ impl<E: Element> Shares<E> {
     ///
     /// # Panics
     /// If a range leaves the matrix.
-    pub fn columns(&self, ranges: &[std::ops::Range<usize>]) -> Self {
-        let part = |all: &Array2<E>| {
-            let width = ranges.iter().map(ExactSizeIterator::len).sum();
-            let mut chosen = Array2::from_elem((all.nrows(), width), E::ZERO);
+    pub fn columns(&self, ranges: &[Range<usize>]) -> Self {
+        let parts: Vec<_> = ranges.iter().map(|range| (self, range.clone())).collect();
+        Self::side_by_side(self.dim().0, &parts)
+    }
+
+    /// Ranges of columns of several matrices of `rows` rows side by side, as shares of their own.
+    ///
+    /// # Panics
+    /// If a matrix has another number of rows, or a range leaves its matrix.
+    pub fn side_by_side(rows: usize, parts: &[(&Self, Range<usize>)]) -> Self {
+        let width = parts.iter().map(|(_, range)| range.len()).sum();
+        let join = |component: fn(&Self) -> ArrayView2<'_, E>| {
+            let mut joined = Array2::from_elem((rows, width), E::ZERO);
             let mut start = 0;
-            for range in ranges {
-                let source = all.slice_axis(Axis(1), Slice::from(range.clone()));
-                chosen.slice_axis_mut(Axis(1), Slice::from(start..start + range.len())).assign(&source);
+            for (shares, range) in parts {
+                let source = component(shares).slice_axis_move(Axis(1), Slice::from(range.clone()));
+                joined.slice_axis_mut(Axis(1), Slice::from(start..start + range.len())).assign(&source);
                 start += range.len();
             }
-            chosen
+            joined
         };
-        Shares { own: part(&self.own), next: part(&self.next) }
+        Shares { own: join(Self::own), next: join(Self::next) }
     }
 
     /// Shares of the matrices put below each other.

@@ -1,36 +1,35 @@
 //! The public part of a fixed-point network.
 //!
-//! Servers receive an [`Architecture`] from an owner whom they do not trust to be careful, so every
-//! use begins with [`Architecture::validate`].
+//! Servers receive an [`Architecture`] from an owner whom they do not trust to be careful, so it is
+//! read by [`Architecture::from_json`] and every use begins with [`Architecture::validate`].
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::limits::{
-    MAXIMUM_BOUND_BITS, MAXIMUM_CLASSES, MAXIMUM_FRACTIONAL_BITS, MAXIMUM_LAYERS, MAXIMUM_SIZE,
-    MAXIMUM_WEIGHTS, MAXIMUM_WIDTH, MINIMUM_CLASSES, MINIMUM_FRACTIONAL_BITS, MINIMUM_WIDTH,
+    MAXIMUM_BOUND_BITS, MAXIMUM_CLASSES, MAXIMUM_FRACTIONAL_BITS, MAXIMUM_SIZE, MAXIMUM_WIDTH,
+    MINIMUM_CLASSES, MINIMUM_FRACTIONAL_BITS, MINIMUM_WIDTH,
 };
+use crate::program::{self, Messages, Operation, ProgramError};
 
-/// Shape of one layer, without its weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
-pub enum LayerShape {
-    /// Weights `[inputs, outputs]` and a bias of `outputs` values.
-    Affine {
-        /// Values that arrive.
-        inputs: usize,
-        /// Values that leave.
-        outputs: usize,
-        /// `l` with |z| < 2^l before truncation.
-        bound_bits: u32,
-    },
-    /// Replaces negative values by zero.
-    Relu {
-        /// Number of values.
-        size: usize,
-        /// Comparison window `k` with |x| < 2^(k - 1).
-        width: u32,
-    },
+/// The form of an architecture as it is written and sent. Other programs read other forms; a program
+/// refuses every form but its own.
+pub const FORMAT: u32 = 2;
+
+/// One step, without its weights and its name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StepShape {
+    /// The values it takes: 0 is the input, `i + 1` the result of step `i`.
+    pub inputs: Vec<usize>,
+    /// What it computes.
+    pub operation: Operation,
+    /// For a step that is rescaled, `l` with |z| < 2^l before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bound_bits: Option<u32>,
+    /// For a step that compares, the window `k` with |x| < 2^(k - 1) for every number compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<u32>,
 }
 
 /// Sizes, ranges and comparison windows of a fixed-point network: what the servers need to know to
@@ -38,14 +37,16 @@ pub enum LayerShape {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Architecture {
+    /// [`FORMAT`].
+    pub format: u32,
     /// Number of input features.
     pub input_features: usize,
     /// Number of classes.
     pub classes: usize,
     /// Fractional bits f of inputs, activations and logits.
     pub fractional_bits: u32,
-    /// Layers in order: affine at even indices, ReLU at odd ones.
-    pub layers: Vec<LayerShape>,
+    /// The steps in order; the last one gives the logits.
+    pub steps: Vec<StepShape>,
     /// Comparison window for the difference of two logits.
     pub final_width: u32,
 }
@@ -54,6 +55,21 @@ pub struct Architecture {
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ArchitectureError {
+    /// The bytes are no architecture.
+    #[error("it is no valid JSON description: {reason}")]
+    Json {
+        /// What is wrong.
+        reason: String,
+    },
+    /// Another version of the program wrote it.
+    #[error(
+        "its format is {found}, this program reads {FORMAT}; share the model with a program of the \
+         servers' version"
+    )]
+    Format {
+        /// The format given; 1 when none is named.
+        found: u32,
+    },
     /// A number is outside its limits.
     #[error("{name} is {found}; the limit is {minimum} to {maximum}")]
     Limit {
@@ -66,63 +82,67 @@ pub enum ArchitectureError {
         /// Largest value allowed.
         maximum: usize,
     },
-    /// A number of one layer is outside its limits.
-    #[error("layer {layer}: {name} is {found}; the limit is {minimum} to {maximum}")]
-    LayerLimit {
-        /// Index of the layer.
-        layer: usize,
+    /// The steps do not fit together or are too large.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    /// A step lacks a number that its operation needs, or has one that it does not need.
+    #[error("step {step} is {operation}, which takes {} {name}", if *.needed { "a" } else { "no" })]
+    Number {
+        /// Index of the step.
+        step: usize,
+        /// Its operation.
+        operation: &'static str,
         /// What the number is.
         name: &'static str,
-        /// The number given.
-        found: usize,
-        /// Smallest value allowed.
-        minimum: usize,
-        /// Largest value allowed.
-        maximum: usize,
+        /// Whether it is needed.
+        needed: bool,
     },
-    /// A layer of the wrong kind.
-    #[error(
-        "layer {layer} is {found}; affine and ReLU layers must alternate, and the first and the \
-         last must be affine"
-    )]
-    Order {
-        /// Index of the layer.
-        layer: usize,
-        /// Kind of the layer.
-        found: &'static str,
-    },
-    /// A layer does not take as many values as arrive.
-    #[error("layer {layer} takes {found} values, but {expected} arrive")]
-    Inputs {
-        /// Index of the layer.
-        layer: usize,
-        /// Values it takes.
-        found: usize,
-        /// Values that arrive.
-        expected: usize,
-    },
-    /// The last layer does not give one logit a class.
-    #[error("the last layer gives {found} values for {classes} classes")]
+    /// The last value does not give one logit a class.
+    #[error("the last step gives {found} values for {classes} classes")]
     Classes {
-        /// Outputs of the last layer.
+        /// Numbers of the last value.
         found: usize,
         /// Number of classes.
         classes: usize,
     },
-    /// The layers have too many weights in all.
-    #[error("the layers have more than {MAXIMUM_WEIGHTS} weights; use smaller hidden layers")]
-    TooManyWeights,
 }
 
 impl Architecture {
-    /// Checks everything that a hostile sender could have made up.
-    ///
-    /// After this the layers fit together, and memory for all of the weights is within
-    /// [`MAXIMUM_WEIGHTS`].
+    /// Reads and validates what [`serde_json`] has written. Memory is bounded by the bytes given.
     ///
     /// # Errors
-    /// [`ArchitectureError`] naming the layer, the number and its limit.
+    /// [`ArchitectureError`], of another format by its number.
+    pub fn from_json(bytes: &[u8]) -> Result<Self, ArchitectureError> {
+        /// Formats before 2 had no number.
+        #[derive(Deserialize)]
+        struct Head {
+            #[serde(default = "first_format")]
+            format: u32,
+        }
+        fn first_format() -> u32 {
+            1
+        }
+        let json = |error: serde_json::Error| ArchitectureError::Json { reason: error.to_string() };
+        let Head { format: found } = serde_json::from_slice(bytes).map_err(json)?;
+        if found != FORMAT {
+            return Err(ArchitectureError::Format { found });
+        }
+        let architecture: Self = serde_json::from_slice(bytes).map_err(json)?;
+        architecture.validate()?;
+        Ok(architecture)
+    }
+
+    /// Checks everything that a hostile sender could have made up.
+    ///
+    /// After this the steps fit together, and what evaluation reserves and computes is within
+    /// [`limits`](crate::limits).
+    ///
+    /// # Errors
+    /// [`ArchitectureError`] naming the step, the number and its limit.
     pub fn validate(&self) -> Result<(), ArchitectureError> {
+        if self.format != FORMAT {
+            return Err(ArchitectureError::Format { found: self.format });
+        }
         let limit = |name, found: usize, minimum: usize, maximum: usize| {
             if (minimum..=maximum).contains(&found) {
                 Ok(())
@@ -130,6 +150,8 @@ impl Architecture {
                 Err(ArchitectureError::Limit { name, found, minimum, maximum })
             }
         };
+        let window =
+            |name, found: u32| limit(name, found as usize, MINIMUM_WIDTH as usize, MAXIMUM_WIDTH as usize);
         let fractional_bits = self.fractional_bits as usize;
         limit("number of input features", self.input_features, 1, MAXIMUM_SIZE)?;
         limit("number of classes", self.classes, MINIMUM_CLASSES, MAXIMUM_CLASSES)?;
@@ -139,90 +161,55 @@ impl Architecture {
             MINIMUM_FRACTIONAL_BITS as usize,
             MAXIMUM_FRACTIONAL_BITS as usize,
         )?;
-        limit("number of layers", self.layers.len(), 1, MAXIMUM_LAYERS)?;
-        limit(
-            "final comparison window",
-            self.final_width as usize,
-            MINIMUM_WIDTH as usize,
-            MAXIMUM_WIDTH as usize,
-        )?;
-        let mut size = self.input_features;
-        let mut weights = 0_usize;
-        for (layer, shape) in self.layers.iter().enumerate() {
-            size = self.validate_layer(layer, shape, size)?;
-            if let LayerShape::Affine { inputs, outputs, .. } = shape {
-                // Both are at most MAXIMUM_SIZE here, so neither operation overflows.
-                weights += inputs * outputs;
-                if weights > MAXIMUM_WEIGHTS {
-                    return Err(ArchitectureError::TooManyWeights);
-                }
-            }
+        window("final comparison window", self.final_width)?;
+        let sizes = program::check(self.input_features, self.structure())?;
+        for (step, shape) in self.steps.iter().enumerate() {
+            self.validate_numbers(step, shape)?;
         }
-        if size != self.classes {
-            return Err(ArchitectureError::Classes { found: size, classes: self.classes });
+        let found = sizes.last().copied().unwrap_or(0);
+        if found != self.classes {
+            return Err(ArchitectureError::Classes { found, classes: self.classes });
         }
         Ok(())
     }
 
-    /// Checks one layer that `size` values arrive at and gives the number that leave it.
-    fn validate_layer(
-        &self,
-        layer: usize,
-        shape: &LayerShape,
-        size: usize,
-    ) -> Result<usize, ArchitectureError> {
-        let limit = |name, found: usize, minimum: usize, maximum: usize| {
-            if (minimum..=maximum).contains(&found) {
-                Ok(())
-            } else {
-                Err(ArchitectureError::LayerLimit { layer, name, found, minimum, maximum })
+    /// The inputs and operations of all steps.
+    pub fn structure(&self) -> impl ExactSizeIterator<Item = (&[usize], &Operation)> {
+        self.steps.iter().map(|step| (step.inputs.as_slice(), &step.operation))
+    }
+
+    fn validate_numbers(&self, step: usize, shape: &StepShape) -> Result<(), ArchitectureError> {
+        let operation = shape.operation.name();
+        let messages = shape.operation.messages();
+        let numbers = [
+            (
+                "bound in bits",
+                shape.bound_bits,
+                Messages::Rescaling,
+                self.fractional_bits,
+                MAXIMUM_BOUND_BITS,
+            ),
+            ("comparison window", shape.window, Messages::Comparison, MINIMUM_WIDTH, MAXIMUM_WIDTH),
+        ];
+        for (name, number, kind, minimum, maximum) in numbers {
+            let needed = messages == kind;
+            if number.is_some() != needed {
+                return Err(ArchitectureError::Number { step, operation, name, needed });
             }
-        };
-        let arrive = |found: usize| {
-            if found == size {
-                Ok(())
-            } else {
-                Err(ArchitectureError::Inputs { layer, found, expected: size })
-            }
-        };
-        match *shape {
-            LayerShape::Affine { inputs, outputs, bound_bits } => {
-                if layer % 2 == 1 {
-                    return Err(ArchitectureError::Order { layer, found: "affine" });
-                }
-                arrive(inputs)?;
-                limit("number of outputs", outputs, 1, MAXIMUM_SIZE)?;
-                limit(
-                    "bound in bits",
-                    bound_bits as usize,
-                    self.fractional_bits as usize,
-                    MAXIMUM_BOUND_BITS as usize,
-                )?;
-                Ok(outputs)
-            }
-            LayerShape::Relu { size: found, width } => {
-                if layer.is_multiple_of(2) || layer + 1 == self.layers.len() {
-                    return Err(ArchitectureError::Order { layer, found: "ReLU" });
-                }
-                arrive(found)?;
-                limit("comparison window", width as usize, MINIMUM_WIDTH as usize, MAXIMUM_WIDTH as usize)?;
-                Ok(size)
+            if let Some(found) = number
+                && !(minimum..=maximum).contains(&found)
+            {
+                let [found, minimum, maximum] = [found, minimum, maximum].map(|number| number as usize);
+                return Err(ProgramError::Limit { step, name, found, minimum, maximum }.into());
             }
         }
+        Ok(())
     }
 
     /// Number of weights and biases of a valid architecture.
     #[must_use]
     pub fn parameter_count(&self) -> usize {
-        self.layers
-            .iter()
-            .map(|shape| match *shape {
-                LayerShape::Affine { inputs, outputs, .. } => {
-                    inputs.saturating_mul(outputs).saturating_add(outputs)
-                }
-                LayerShape::Relu { .. } => 0,
-            })
-            .fold(0, usize::saturating_add)
+        self.steps.iter().map(|step| step.operation.parameters()).fold(0, usize::saturating_add)
     }
 }
 
@@ -230,16 +217,26 @@ impl Architecture {
 mod tests {
     use super::*;
 
+    fn dense(input: usize, inputs: usize, outputs: usize) -> StepShape {
+        StepShape {
+            inputs: vec![input],
+            operation: Operation::Dense { inputs, outputs },
+            bound_bits: Some(30),
+            window: None,
+        }
+    }
+
+    fn relu(input: usize) -> StepShape {
+        StepShape { inputs: vec![input], operation: Operation::Relu, bound_bits: None, window: Some(20) }
+    }
+
     fn valid() -> Architecture {
         Architecture {
+            format: FORMAT,
             input_features: 4,
             classes: 3,
             fractional_bits: 12,
-            layers: vec![
-                LayerShape::Affine { inputs: 4, outputs: 8, bound_bits: 30 },
-                LayerShape::Relu { size: 8, width: 20 },
-                LayerShape::Affine { inputs: 8, outputs: 3, bound_bits: 32 },
-            ],
+            steps: vec![dense(0, 4, 8), relu(1), dense(2, 8, 3)],
             final_width: 24,
         }
     }
@@ -247,7 +244,10 @@ mod tests {
     fn refused(change: impl FnOnce(&mut Architecture)) -> String {
         let mut architecture = valid();
         change(&mut architecture);
-        architecture.validate().expect_err("the architecture must be refused").to_string()
+        let error = architecture.validate().expect_err("the architecture must be refused");
+        let written = serde_json::to_vec(&architecture).unwrap();
+        assert_eq!(Architecture::from_json(&written), Err(error.clone()));
+        error.to_string()
     }
 
     #[test]
@@ -255,8 +255,22 @@ mod tests {
         assert_eq!(valid().validate(), Ok(()));
         assert_eq!(valid().parameter_count(), 4 * 8 + 8 + 8 * 3 + 3);
         let text = serde_json::to_string(&valid()).unwrap();
-        assert_eq!(serde_json::from_str::<Architecture>(&text).unwrap(), valid());
-        assert!(text.contains(r#"{"kind":"relu","size":8,"width":20}"#), "{text}");
+        assert_eq!(Architecture::from_json(text.as_bytes()), Ok(valid()));
+        assert!(text.contains(r#"{"inputs":[1],"operation":{"kind":"relu"},"window":20}"#), "{text}");
+    }
+
+    #[test]
+    fn other_formats_are_refused_by_their_number() {
+        let first = br#"{"input_features":4,"classes":3,"fractional_bits":12,"layers":[],"final_width":20}"#;
+        assert_eq!(Architecture::from_json(first), Err(ArchitectureError::Format { found: 1 }));
+        let later = br#"{"format":3,"anything":[1]}"#;
+        assert_eq!(Architecture::from_json(later), Err(ArchitectureError::Format { found: 3 }));
+        assert!(refused(|a| a.format = 0).contains("its format is 0, this program reads 2"));
+        let text = serde_json::to_string(&valid()).unwrap();
+        for broken in [&text[..text.len() / 2], "", "null", &text.replace("\"classes\"", "\"groups\"")] {
+            let error = Architecture::from_json(broken.as_bytes()).expect_err("must be refused");
+            assert!(matches!(error, ArchitectureError::Json { .. }), "{error}");
+        }
     }
 
     #[test]
@@ -267,39 +281,55 @@ mod tests {
         assert!(refused(|a| a.classes = 4).contains("gives 3 values for 4 classes"));
         assert!(refused(|a| a.fractional_bits = 63).contains("fractional bits is 63"));
         assert!(refused(|a| a.final_width = 41).contains("window is 41"));
-        assert!(refused(|a| a.layers.clear()).contains("layers is 0"));
-        assert!(refused(|a| a.layers = vec![a.layers[1]; 65]).contains("layers is 65"));
-        assert!(refused(|a| a.layers.truncate(2)).contains("layer 1 is ReLU"));
-        assert!(refused(|a| a.layers.swap(0, 1)).contains("layer 0 is ReLU"));
-        assert!(refused(|a| a.layers[1] = a.layers[0]).contains("layer 1 is affine"));
+        assert!(refused(|a| a.steps.clear()).contains("there are 0 steps"));
+        assert!(refused(|a| a.steps = vec![relu(0); 1025]).contains("there are 1025 steps"));
+        assert!(refused(|a| a.steps.truncate(2)).contains("gives 8 values"));
+        assert!(refused(|a| a.steps[0].inputs = vec![1]).contains("step 0 takes value 1, but only"));
+        assert!(refused(|a| a.steps[2].inputs = vec![usize::MAX]).contains("step 2 takes value"));
+        assert!(refused(|a| a.steps[1].inputs.clear()).contains("step 1 is relu and takes 1, not 0"));
+        assert!(refused(|a| a.steps[1].inputs = vec![0; 3]).contains("takes 1, not 3"));
+        assert!(refused(|a| a.steps[2] = dense(2, 7, 3)).contains("step 2 takes 7 numbers, but 8 arrive"));
+        assert!(refused(|a| a.steps[1].window = Some(1)).contains("comparison window is 1"));
+        assert!(refused(|a| a.steps[1].window = None).contains("relu, which takes a comparison window"));
+        assert!(refused(|a| a.steps[1].bound_bits = Some(30)).contains("relu, which takes no bound in bits"));
+        assert!(refused(|a| a.steps[0].bound_bits = None).contains("dense, which takes a bound in bits"));
         assert!(
-            refused(|a| a.layers[1] = LayerShape::Relu { size: 7, width: 20 })
-                .contains("layer 1 takes 7 values, but 8 arrive")
+            refused(|a| a.steps[0].bound_bits = Some(40))
+                .contains("step 0: bound in bits is 40; the limit is 12 to 39")
         );
-        assert!(
-            refused(|a| a.layers[1] = LayerShape::Relu { size: 8, width: 1 })
-                .contains("comparison window is 1")
-        );
-        assert!(
-            refused(|a| a.layers[0] = LayerShape::Affine { inputs: 4, outputs: 8, bound_bits: 40 })
-                .contains("bound in bits is 40; the limit is 12 to 39")
-        );
-        assert!(
-            refused(|a| a.layers[0] = LayerShape::Affine { inputs: 4, outputs: usize::MAX, bound_bits: 30 })
-                .contains("layer 0: number of outputs")
-        );
+        assert!(refused(|a| a.steps[0] = dense(0, 4, usize::MAX)).contains("step 0: number of outputs"));
     }
 
     #[test]
-    fn refuses_more_weights_than_memory_is_meant_for() {
+    fn refuses_more_weights_numbers_or_steps_than_servers_have_room_for() {
         let message = refused(|a| {
             a.input_features = MAXIMUM_SIZE;
-            a.layers = vec![
-                LayerShape::Affine { inputs: MAXIMUM_SIZE, outputs: MAXIMUM_SIZE, bound_bits: 30 },
-                LayerShape::Relu { size: MAXIMUM_SIZE, width: 20 },
-                LayerShape::Affine { inputs: MAXIMUM_SIZE, outputs: 3, bound_bits: 30 },
-            ];
+            a.steps = vec![dense(0, MAXIMUM_SIZE, MAXIMUM_SIZE), dense(1, MAXIMUM_SIZE, 3)];
         });
-        assert!(message.contains("more than 67108864 weights"), "{message}");
+        assert!(message.contains("step 0: with it, there are more than 67108864 weights"), "{message}");
+        let message = refused(|a| {
+            a.input_features = MAXIMUM_SIZE;
+            a.steps = (0..100).map(|_| relu(0)).collect();
+        });
+        assert!(message.contains("step 64: with it, there are more than 4194304 intermediate"), "{message}");
+        let message = refused(|a| a.steps = (0..200).map(relu).collect());
+        assert!(
+            message.contains("step 128: with it, there are more than 128 steps with messages"),
+            "{message}"
+        );
+        let wide = program::Convolution {
+            channels: [1024, 1024],
+            groups: 1,
+            size: [8, 8],
+            kernel: [7, 7],
+            strides: [1, 1],
+            dilations: [1, 1],
+            pads: [3, 3, 3, 3],
+        };
+        let message = refused(|a| {
+            a.input_features = MAXIMUM_SIZE;
+            a.steps = vec![StepShape { operation: Operation::Convolution(wide), ..dense(0, 1, 1) }];
+        });
+        assert!(message.contains("more than 2147483648 multiplications"), "{message}");
     }
 }

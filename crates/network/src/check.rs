@@ -8,8 +8,8 @@ use crate::{
     input::InputDomain,
     limits::{MINIMUM_FRACTIONAL_BITS, MINIMUM_HEADROOM_BITS},
     model::Network,
-    quantise::{QuantiseError, choose_fractional_bits, enforce, quantise, quantise_affine},
-    range::{LayerRange, analyse_layers},
+    quantise::{QuantiseError, Quantised, choose_fractional_bits, enforce, quantise},
+    range::{StepRange, analyse_steps},
 };
 
 /// What a network consists of, how large its values become, and how exact its answers will be.
@@ -30,12 +30,12 @@ pub struct Check {
     pub classes: usize,
     /// Number of weights and biases after fusion.
     pub parameters: usize,
-    /// Sizes `[inputs, outputs]` of the affine layers.
-    pub sizes: Vec<[usize; 2]>,
+    /// Rescalings or comparisons that wait for each other, a comparison after a rescaling not counted.
+    pub depth: usize,
     /// Fractional bits the report is made for.
     pub fractional_bits: u32,
-    /// Range of each affine layer; ends early at one that cannot fit the ring.
-    pub layers: Vec<LayerRange>,
+    /// Range of each step; ends early at one that cannot fit the ring.
+    pub steps: Vec<StepRange>,
     /// Comparison window for the difference of two logits, when the network fits.
     pub final_width: Option<u32>,
     /// Proven bound on the error of a logit, when the network fits.
@@ -66,10 +66,9 @@ impl Check {
                 Err(error) => return Err(error),
             },
         };
-        let (quantised, format) = quantise_affine(network, domain, fractional_bits)?;
-        let analysis = analyse_layers(&quantised, domain, format);
-        let verdict = enforce(&analysis, quantised.len(), fractional_bits);
-        let sizes = quantised.iter().map(|layer| [layer.weights.nrows(), layer.weights.ncols()]);
+        let quantised = Quantised::new(network, domain, fractional_bits)?;
+        let analysis = analyse_steps(&quantised, domain);
+        let verdict = enforce(&analysis, &quantised);
         let error_bound = match &verdict {
             Ok(_) => Some(quantise(network, domain, fractional_bits)?.error_bound()),
             Err(_) => None,
@@ -82,9 +81,9 @@ impl Check {
             input_shape: network.input_shape().to_vec(),
             classes: network.classes(),
             parameters: network.parameter_count(),
-            sizes: sizes.collect(),
+            depth: network.depth(),
             fractional_bits,
-            layers: analysis.ranges,
+            steps: analysis.ranges,
             final_width: verdict.as_ref().ok().copied(),
             error_bound,
             refusal: verdict.err().map(|error| error.to_string()),
@@ -119,21 +118,25 @@ impl Display for Check {
                 writeln!(formatter, "{operator:<24} {count:>6}")?;
             }
         }
+        let name_width = self.steps.iter().map(|range| shown_name(&range.name).chars().count()).max();
+        let name_width = name_width.unwrap_or(0).max(4);
         writeln!(
             formatter,
-            "\n{:>5} {:>13} {:>12} {:>12} {:>6} {:>9} {:>6}",
-            "layer", "size", "minimum", "maximum", "bound", "headroom", "window"
+            "\n{:>5} {:<name_width$} {:<12} {:>7} {:>12} {:>12} {:>6} {:>9} {:>6}",
+            "step", "name", "operation", "size", "minimum", "maximum", "bound", "headroom", "window"
         )?;
-        for (range, [inputs, outputs]) in self.layers.iter().zip(&self.sizes) {
+        for range in &self.steps {
             writeln!(
                 formatter,
-                "{:>5} {:>13} {:>12.4} {:>12.4} {:>6} {:>9} {:>6}",
-                range.layer,
-                format!("{inputs} x {outputs}"),
+                "{:>5} {:<name_width$} {:<12} {:>7} {:>12.4} {:>12.4} {:>6} {:>9} {:>6}",
+                range.step,
+                shown_name(&range.name),
+                range.operation,
+                range.size,
                 range.minimum,
                 range.maximum,
-                format!("2^{}", range.bound_bits),
-                range.headroom_bits,
+                range.bound_bits.map_or_else(String::new, |bits| format!("2^{bits}")),
+                range.headroom_bits.map_or_else(String::new, |bits| bits.to_string()),
                 range.width
             )?;
         }
@@ -141,5 +144,17 @@ impl Display for Check {
             None => writeln!(formatter, "\naccepted: headroom is at least {MINIMUM_HEADROOM_BITS} bits"),
             Some(refusal) => writeln!(formatter, "\nrefused: {refusal}"),
         }
+    }
+}
+
+/// A name in the table; the beginning of one that is long says least, as exporters write paths.
+fn shown_name(name: &str) -> String {
+    const LONGEST: usize = 32;
+    match name.chars().count() {
+        0 => "-".to_owned(),
+        length if length > LONGEST => {
+            format!("…{}", name.chars().skip(length - LONGEST + 1).collect::<String>())
+        }
+        _ => name.to_owned(),
     }
 }

@@ -23,11 +23,6 @@ impl<D: Dimension> Erasing<D> {
     pub(crate) fn new(array: Array<f64, D>) -> Self {
         Self(array)
     }
-
-    /// Hands the array over; from here on it is the caller's to erase.
-    pub(crate) fn into_inner(mut self) -> Array<f64, D> {
-        std::mem::take(&mut self.0)
-    }
 }
 
 impl<D: Dimension> Deref for Erasing<D> {

@@ -2,41 +2,40 @@
 //!
 //! A real number `v` stands as the integer `round(v · 2^f)` in the ring of integers modulo 2^64. A
 //! product has scale 2f, so biases are kept at scale 2f, added before the truncation by f bits, and
-//! each affine layer truncates once.
+//! each affine step truncates once.
 //!
 //! Truncation in the multi-party computation yields the floor of the exact quotient or one more, at
 //! random. The oracle therefore takes a [`Rounding`], and [`FixedNetwork::check_step`] tells whether
 //! values opened in a test are among the outcomes that truncation allows.
 
-use ndarray::{Array1, Array2, ArrayView2, Axis};
+use ndarray::{Array2, ArrayView2};
 use thiserror::Error;
 
 use crate::{
-    architecture::{Architecture, LayerShape},
-    erase::erase,
-    range::LayerRange,
+    architecture::{Architecture, FORMAT, StepShape},
+    model::label,
+    program::{Messages, Operation, Weights, evaluate},
+    range::StepRange,
 };
 
-/// One layer of a [`FixedNetwork`].
+/// One step of a [`FixedNetwork`].
 ///
 /// There is no `Debug`: weights are their owner's secret.
-pub enum FixedLayer {
-    /// Maps a row vector `x` to `(x · weights + bias) / 2^f`, truncated.
-    Affine {
-        /// Shape `[inputs, outputs]`, scale f. Rows of the first layer carry the scale of their
-        /// feature.
-        weights: Array2<i64>,
-        /// Shape `[outputs]`, scale 2f.
-        bias: Array1<i64>,
-        /// `l` with |x · weights + bias| < 2^l; at least f, at most
-        /// [`MAXIMUM_BOUND_BITS`](crate::limits::MAXIMUM_BOUND_BITS).
-        bound_bits: u32,
-    },
-    /// Replaces every negative value by zero.
-    Relu {
-        /// Comparison window `k` with |x| < 2^(k - 1) for every value that arrives.
-        width: u32,
-    },
+pub struct FixedStep {
+    /// What its owner calls it.
+    pub name: String,
+    /// The values it takes: 0 is the input, `i + 1` the result of step `i`.
+    pub inputs: Vec<usize>,
+    /// What it computes.
+    pub operation: Operation,
+    /// Its weights at scale f and biases at scale 2f. Those of a step on the input carry the scales of
+    /// the features.
+    pub weights: Option<Weights<i64>>,
+    /// For a step that is rescaled, `l` with |z| < 2^l before; at least f, at most
+    /// [`MAXIMUM_BOUND_BITS`](crate::limits::MAXIMUM_BOUND_BITS).
+    pub bound_bits: Option<u32>,
+    /// For a step that compares, the window `k` with |x| < 2^(k - 1) for every number compared.
+    pub window: Option<u32>,
 }
 
 /// What the truncation of the oracle does with the remainder.
@@ -69,10 +68,11 @@ impl Rounding {
 ///
 /// The weights are overwritten with zero when the value is dropped; there is no `Debug` and no `Clone`.
 pub struct FixedNetwork {
-    pub(crate) layers: Vec<FixedLayer>,
+    pub(crate) input_features: usize,
+    pub(crate) steps: Vec<FixedStep>,
     pub(crate) fractional_bits: u32,
     pub(crate) final_width: u32,
-    pub(crate) ranges: Vec<LayerRange>,
+    pub(crate) ranges: Vec<StepRange>,
     pub(crate) error_bounds: Vec<f64>,
 }
 
@@ -80,19 +80,21 @@ pub struct FixedNetwork {
 #[derive(Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StepError {
-    /// There is no such layer.
-    #[error("there is no layer {layer}; the network has {layers}")]
-    NoLayer {
+    /// There is no such step.
+    #[error("there is no step {step}; the network has {steps}")]
+    NoStep {
         /// The index given.
-        layer: usize,
-        /// Number of layers.
-        layers: usize,
+        step: usize,
+        /// Number of steps.
+        steps: usize,
     },
     /// The values have the wrong shape.
-    #[error("layer {layer}: {part} have shape {found:?}, expected {expected:?}")]
+    #[error("{}: {part} have shape {found:?}, expected {expected:?}", label(*.step, .name))]
     Shape {
-        /// Index of the layer.
-        layer: usize,
+        /// Index of the step.
+        step: usize,
+        /// Its name.
+        name: String,
         /// "inputs" or "outputs".
         part: &'static str,
         /// Shape given.
@@ -101,10 +103,15 @@ pub enum StepError {
         expected: [usize; 2],
     },
     /// A value is not among the allowed outcomes.
-    #[error("layer {layer}, row {row}, output {output}: {found} is not within {minimum} to {maximum}")]
+    #[error(
+        "{}, row {row}, output {output}: {found} is not within {minimum} to {maximum}",
+        label(*.step, .name)
+    )]
     Value {
-        /// Index of the layer.
-        layer: usize,
+        /// Index of the step.
+        step: usize,
+        /// Its name.
+        name: String,
         /// Row of the batch.
         row: usize,
         /// Column.
@@ -119,10 +126,10 @@ pub enum StepError {
 }
 
 impl FixedNetwork {
-    /// The layers in order: affine at even indices, ReLU at odd ones.
+    /// The steps in order; the last one gives the logits.
     #[must_use]
-    pub fn layers(&self) -> &[FixedLayer] {
-        &self.layers
+    pub fn steps(&self) -> &[FixedStep] {
+        &self.steps
     }
 
     /// Fractional bits f of inputs, activations and logits.
@@ -137,9 +144,9 @@ impl FixedNetwork {
         self.final_width
     }
 
-    /// Range of each affine layer, from the analysis that admitted the network.
+    /// Range of the result of each step, from the analysis that admitted the network.
     #[must_use]
-    pub fn ranges(&self) -> &[LayerRange] {
+    pub fn ranges(&self) -> &[StepRange] {
         &self.ranges
     }
 
@@ -162,32 +169,19 @@ impl FixedNetwork {
     /// The public part of the network.
     #[must_use]
     pub fn architecture(&self) -> Architecture {
-        let mut size = 0;
-        let layers = self
-            .layers
-            .iter()
-            .map(|layer| match layer {
-                FixedLayer::Affine { weights, bound_bits, .. } => {
-                    let (inputs, outputs) = weights.dim();
-                    size = outputs;
-                    LayerShape::Affine { inputs, outputs, bound_bits: *bound_bits }
-                }
-                FixedLayer::Relu { width } => LayerShape::Relu { size, width: *width },
-            })
-            .collect();
+        let shape = |step: &FixedStep| StepShape {
+            inputs: step.inputs.clone(),
+            operation: step.operation.clone(),
+            bound_bits: step.bound_bits,
+            window: step.window,
+        };
         Architecture {
-            input_features: self.input_features(),
-            classes: size,
+            format: FORMAT,
+            input_features: self.input_features,
+            classes: self.error_bounds.len(),
             fractional_bits: self.fractional_bits,
-            layers,
+            steps: self.steps.iter().map(shape).collect(),
             final_width: self.final_width,
-        }
-    }
-
-    fn input_features(&self) -> usize {
-        match self.layers.first() {
-            Some(FixedLayer::Affine { weights, .. }) => weights.nrows(),
-            _ => 0,
         }
     }
 
@@ -199,94 +193,87 @@ impl FixedNetwork {
     /// When `inputs` does not have as many columns as the network has input features.
     #[must_use]
     pub fn evaluate(&self, inputs: ArrayView2<'_, i64>, rounding: Rounding) -> Array2<i64> {
-        self.layers.iter().fold(inputs.to_owned(), |values, layer| self.step(layer, values.view(), rounding))
+        self.run(inputs, rounding, |_, _| {})
     }
 
-    /// Values `[rows, size]` after every layer, in order; the last are the logits.
+    /// Values `[rows, size]` after every step, in order; the last are the logits.
     ///
     /// # Panics
     /// As [`Self::evaluate`].
     #[must_use]
     pub fn trace(&self, inputs: ArrayView2<'_, i64>, rounding: Rounding) -> Vec<Array2<i64>> {
-        let mut steps: Vec<Array2<i64>> = Vec::with_capacity(self.layers.len());
-        for layer in &self.layers {
-            let values = steps.last().map_or(inputs.view(), |values| values.view());
-            let next = self.step(layer, values, rounding);
-            steps.push(next);
-        }
+        let mut steps = Vec::with_capacity(self.steps.len());
+        let _logits = self.run(inputs, rounding, |_, values| steps.push(values.clone()));
         steps
     }
 
-    fn step(&self, layer: &FixedLayer, values: ArrayView2<'_, i64>, rounding: Rounding) -> Array2<i64> {
-        match layer {
-            FixedLayer::Affine { weights, bias, .. } => {
-                affine(values, weights, bias).mapv_into(|z| rounding.truncate(z, self.fractional_bits))
-            }
-            FixedLayer::Relu { .. } => values.mapv(|value| value.max(0)),
+    fn run(
+        &self,
+        inputs: ArrayView2<'_, i64>,
+        rounding: Rounding,
+        observe: impl FnMut(usize, &Array2<i64>),
+    ) -> Array2<i64> {
+        assert_eq!(inputs.ncols(), self.input_features, "columns of the inputs");
+        let taken: Vec<&[usize]> = self.steps.iter().map(|step| step.inputs.as_slice()).collect();
+        let apply =
+            |index: usize, values: &[ArrayView2<'_, i64>]| self.step(&self.steps[index], values, rounding);
+        evaluate::run(&taken, inputs, apply, observe)
+    }
+
+    fn step(&self, step: &FixedStep, values: &[ArrayView2<'_, i64>], rounding: Rounding) -> Array2<i64> {
+        let exact = evaluate::exact(&step.operation, step.weights.as_ref(), values);
+        match step.operation.messages() {
+            Messages::Rescaling => exact.mapv_into(|z| rounding.truncate(z, self.fractional_bits)),
+            Messages::None | Messages::Comparison => exact,
         }
     }
 
-    /// Checks that `outputs` is what layer `layer` may give for `inputs`, both `[rows, size]`.
+    /// Checks that `outputs` is what step `step` may give for `inputs`, one `[rows, size]` for each
+    /// value that it takes.
     ///
-    /// An affine layer may give the floor of each exact quotient or one more; ReLU has one outcome.
-    /// Feeding the opened values of each layer into the check of the next one makes it exact at every
-    /// depth.
+    /// A step that is rescaled may give the floor of each exact quotient or one more; others have one
+    /// outcome. Feeding the opened values of each step into the checks of those that take them makes
+    /// it exact at every depth.
     ///
     /// # Errors
-    /// [`StepError`] naming the first value that is not allowed, or a wrong layer or shape.
+    /// [`StepError`] naming the first value that is not allowed, or a wrong step or shape.
     pub fn check_step(
         &self,
-        layer: usize,
-        inputs: ArrayView2<'_, i64>,
+        step: usize,
+        inputs: &[ArrayView2<'_, i64>],
         outputs: ArrayView2<'_, i64>,
     ) -> Result<(), StepError> {
-        let Some(content) = self.layers.get(layer) else {
-            return Err(StepError::NoLayer { layer, layers: self.layers.len() });
+        let Some(content) = self.steps.get(step) else {
+            return Err(StepError::NoStep { step, steps: self.steps.len() });
         };
-        let shape = |part, found: (usize, usize), expected: [usize; 2]| {
-            let found = [found.0, found.1];
-            if found == expected { Ok(()) } else { Err(StepError::Shape { layer, part, found, expected }) }
+        let shape = |part, found: [usize; 2], expected: [usize; 2]| {
+            let name = content.name.clone();
+            if found == expected {
+                Ok(())
+            } else {
+                Err(StepError::Shape { step, name, part, found, expected })
+            }
         };
-        let rows = inputs.nrows();
-        if let FixedLayer::Affine { weights, .. } = content {
-            shape("inputs", inputs.dim(), [rows, weights.nrows()])?;
+        let rows = outputs.nrows();
+        let size_of = |value: usize| match value {
+            0 => self.input_features,
+            value => self.ranges[value - 1].size,
+        };
+        shape("inputs", [rows, inputs.len()], [rows, content.inputs.len()])?;
+        for (&value, input) in content.inputs.iter().zip(inputs) {
+            shape("inputs", [input.nrows(), input.ncols()], [rows, size_of(value)])?;
         }
+        shape("outputs", [rows, outputs.ncols()], [rows, size_of(step + 1)])?;
         let minimum = self.step(content, inputs, Rounding::Down);
-        shape("outputs", outputs.dim(), [rows, minimum.ncols()])?;
-        let slack = i64::from(matches!(content, FixedLayer::Affine { .. }));
+        let slack = i64::from(content.operation.messages() == Messages::Rescaling);
         for ((row, output), &found) in outputs.indexed_iter() {
             let minimum = minimum[(row, output)];
             let maximum = minimum + slack;
             if !(minimum..=maximum).contains(&found) {
-                return Err(StepError::Value { layer, row, output, found, minimum, maximum });
+                let name = content.name.clone();
+                return Err(StepError::Value { step, name, row, output, found, minimum, maximum });
             }
         }
         Ok(())
-    }
-}
-
-/// `values · weights + bias` modulo 2^64.
-fn affine(values: ArrayView2<'_, i64>, weights: &Array2<i64>, bias: &Array1<i64>) -> Array2<i64> {
-    assert_eq!(values.ncols(), weights.nrows(), "columns of the values");
-    let mut outputs = Array2::zeros((values.nrows(), weights.ncols()));
-    for (row, mut output) in values.axis_iter(Axis(0)).zip(outputs.outer_iter_mut()) {
-        output.assign(bias);
-        for (&value, weight_row) in row.iter().zip(weights.outer_iter()) {
-            for (sum, &weight) in output.iter_mut().zip(weight_row) {
-                *sum = sum.wrapping_add(value.wrapping_mul(weight));
-            }
-        }
-    }
-    outputs
-}
-
-impl Drop for FixedNetwork {
-    fn drop(&mut self) {
-        for layer in &mut self.layers {
-            if let FixedLayer::Affine { weights, bias, .. } = layer {
-                erase(weights);
-                erase(bias);
-            }
-        }
     }
 }

@@ -3,23 +3,23 @@
 //! The crate holds no cryptography. It takes an owner's ONNX file to integers that the servers
 //! can compute on, and says beforehand how exact the result will be:
 //!
-//! 1. [`import()`] reads a feed-forward classifier and fuses it to dense affine layers with ReLU
-//!    between them, a [`Network`].
+//! 1. [`import()`] reads a feed-forward classifier and fuses what is linear, a [`Network`]: a
+//!    [`program`] of steps over values.
 //! 2. [`InputDomain`] is the public range of every input feature. It fixes the power of two by
 //!    which each feature is scaled, so that columns of very different magnitude are equally exact.
 //! 3. [`quantise()`] turns the network into 64-bit fixed point, a [`FixedNetwork`], after
 //!    [`range`] has proven that every intermediate value leaves the headroom that probabilistic
 //!    truncation needs.
-//! 4. [`Architecture`] is the part of the result that is public: sizes, bounds and comparison
-//!    windows, but no weight.
+//! 4. [`Architecture`] is the part of the result that is public: operations, sizes, bounds and
+//!    comparison windows, but no weight.
 //!
 //! ```
-//! use concilium_network::{InputDomain, Layer, Network, Rounding, argmax, choose_fractional_bits, quantise};
+//! use concilium_network::{InputDomain, Network, Rounding, argmax, choose_fractional_bits, quantise};
 //! use ndarray::array;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let layer = Layer::Affine { weights: array![[1.0, -1.0], [0.5, 2.0]], bias: array![0.0, 0.25] };
-//! let network = Network::new(vec![2], vec![layer])?;
+//! let layer = (array![[1.0, -1.0], [0.5, 2.0]], array![0.0, 0.25]);
+//! let network = Network::perceptron(vec![2], vec![layer])?;
 //! let domain = InputDomain::new(vec![2], vec![0.0], vec![4000.0, 0.001])?;
 //!
 //! let fractional_bits = choose_fractional_bits([&network], &domain)?;
@@ -46,13 +46,15 @@ pub mod input;
 pub mod limits;
 pub mod model;
 pub mod onnx;
+pub mod program;
 pub mod quantise;
 pub mod range;
 
-pub use architecture::{Architecture, ArchitectureError, LayerShape};
+pub use architecture::{Architecture, ArchitectureError, StepShape};
 pub use check::Check;
-pub use fixed::{FixedLayer, FixedNetwork, Rounding, StepError};
+pub use fixed::{FixedNetwork, FixedStep, Rounding, StepError};
 pub use import::{ImportError, import, import_file};
 pub use input::{InputDomain, InputError};
-pub use model::{Layer, Network, NetworkError, argmax};
+pub use model::{Network, NetworkError, Step, argmax};
+pub use program::{Convolution, Operation, ProgramError, Weights};
 pub use quantise::{QuantiseError, choose_fractional_bits, quantise};

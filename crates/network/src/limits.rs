@@ -1,19 +1,40 @@
 //! Limits that hold for every network and for what is read from files and peers.
 
-/// Most layers of a network, affine and ReLU layers both counted.
-pub const MAXIMUM_LAYERS: usize = 64;
+/// Most steps of a network.
+pub const MAXIMUM_STEPS: usize = 1_024;
 
-/// Most inputs or outputs of one layer.
+/// Most layers of a network: rescalings or comparisons that wait for each other.
+pub const MAXIMUM_DEPTH: usize = 128;
+
+/// Most numbers of one value: of the input, or of a step's result.
 pub const MAXIMUM_SIZE: usize = 65_536;
 
-/// Most weights of a network over all its layers (64 Mi), biases not counted.
+/// Most numbers of all values of a sample together, the input not counted (4 Mi).
+pub const MAXIMUM_ELEMENTS: usize = 1 << 22;
+
+/// Most weights of a network over all its steps (64 Mi), biases not counted.
 pub const MAXIMUM_WEIGHTS: usize = 1 << 26;
+
+/// Most multiplications of a network for one sample (2 Gi).
+pub const MAXIMUM_WORK: usize = 1 << 31;
 
 /// Fewest classes that can be voted on.
 pub const MINIMUM_CLASSES: usize = 2;
 
 /// Most classes that can be voted on; the all-pairs comparison grows with their square.
 pub const MAXIMUM_CLASSES: usize = 64;
+
+/// Most pieces of which a result is gathered.
+pub const MAXIMUM_PIECES: usize = 1_024;
+
+/// Most axes of a piece.
+pub const MAXIMUM_AXES: usize = 16;
+
+/// Most values that a step takes.
+pub const MAXIMUM_INPUTS: usize = 256;
+
+/// Largest factor of a value in a sum of values.
+pub const MAXIMUM_COEFFICIENT: u64 = 1 << 16;
 
 /// Width in bits of the ring that the servers compute in.
 pub const RING_BITS: u32 = 64;

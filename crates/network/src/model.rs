@@ -1,26 +1,45 @@
-//! The network itself: dense affine layers with ReLU between them, in real numbers.
+//! The network itself: a program with real weights.
 
 use ndarray::{Array1, Array2, ArrayView2, Axis};
 use thiserror::Error;
 
 use crate::{
-    erase::erase,
-    limits::{MAXIMUM_CLASSES, MAXIMUM_LAYERS, MAXIMUM_SIZE, MAXIMUM_WEIGHTS, MINIMUM_CLASSES},
+    limits::{MAXIMUM_CLASSES, MAXIMUM_SIZE, MINIMUM_CLASSES},
+    program::{self, Operation, ProgramError, Weights, evaluate, level::Levels},
 };
 
-/// One layer of a [`Network`].
+/// One step of a [`Network`].
 ///
 /// There is no `Debug`: weights are their owner's secret.
-pub enum Layer {
-    /// Maps a row vector `x` to `x · weights + bias`.
-    Affine {
-        /// Shape `[inputs, outputs]`.
-        weights: Array2<f64>,
-        /// Shape `[outputs]`.
-        bias: Array1<f64>,
-    },
-    /// Replaces every negative value by zero.
-    Relu,
+pub struct Step {
+    /// What its owner calls it: the name of a node in an ONNX file. Stays with the owner.
+    pub name: String,
+    /// The values it takes: 0 is the input, `i + 1` the result of step `i`.
+    pub inputs: Vec<usize>,
+    /// What it computes.
+    pub operation: Operation,
+    /// Its weights, if the operation has some.
+    pub weights: Option<Weights<f64>>,
+}
+
+impl Step {
+    /// A dense layer on value `input`: `weights` is `[inputs, outputs]`.
+    #[must_use]
+    pub fn dense(name: &str, input: usize, weights: Array2<f64>, bias: Array1<f64>) -> Self {
+        let (inputs, outputs) = weights.dim();
+        Self {
+            name: name.to_owned(),
+            inputs: vec![input],
+            operation: Operation::Dense { inputs, outputs },
+            weights: Some(Weights::dense(weights, bias)),
+        }
+    }
+
+    /// A step without weights.
+    #[must_use]
+    pub fn plain(name: &str, inputs: Vec<usize>, operation: Operation) -> Self {
+        Self { name: name.to_owned(), inputs, operation, weights: None }
+    }
 }
 
 /// Where an imported network came from, for reports.
@@ -34,19 +53,23 @@ pub struct Origin {
     pub operators: Vec<(String, usize)>,
 }
 
-/// A feed-forward classifier with finite weights, alternating affine and ReLU layers, the first
-/// and the last of them affine.
+/// A classifier with finite weights, whose last value holds one logit for each class.
 ///
 /// The weights are overwritten with zero when the network is dropped. There is no `Debug` and no
 /// `Clone`, so that no copy is made by accident.
 pub struct Network {
     input_shape: Vec<usize>,
-    layers: Vec<Layer>,
+    steps: Vec<Step>,
     classes: usize,
     origin: Option<Origin>,
 }
 
-/// Why a list of layers is not a [`Network`].
+/// A step in an error: its index, and its name when it has one.
+pub(crate) fn label(step: usize, name: &str) -> String {
+    if name.is_empty() { format!("step {step}") } else { format!("step {step} ({name})") }
+}
+
+/// Why a list of steps is not a [`Network`].
 #[derive(Debug, Error, PartialEq)]
 #[non_exhaustive]
 pub enum NetworkError {
@@ -59,142 +82,88 @@ pub enum NetworkError {
         /// Shape of one sample.
         shape: Vec<usize>,
     },
-    /// There are no layers or too many.
-    #[error("network has {layers} layers; it needs 1 to {MAXIMUM_LAYERS}")]
-    LayerCount {
-        /// Number of layers given.
-        layers: usize,
+    /// The steps do not fit together or are too large.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    /// Weights or biases have another shape than the operation says.
+    #[error("{}: the {part} have shape {found:?}, the operation takes {expected:?}", label(*.step, .name))]
+    Weights {
+        /// Index of the step.
+        step: usize,
+        /// Its name.
+        name: String,
+        /// "weights" or "biases".
+        part: &'static str,
+        /// Shape given; empty when there are none.
+        found: Vec<usize>,
+        /// Shape that fits; empty when there must be none.
+        expected: Vec<usize>,
     },
-    /// An affine layer stands where a ReLU must stand, or the other way round.
-    #[error(
-        "layer {layer} is {found}; affine and ReLU layers must alternate, and the first and the \
-         last must be affine"
-    )]
-    Order {
-        /// Index of the layer.
-        layer: usize,
-        /// Kind of the layer.
-        found: &'static str,
-    },
-    /// A layer does not take as many values as the one before gives.
-    #[error("layer {layer} takes {found} values, but {expected} arrive")]
-    Inputs {
-        /// Index of the layer.
-        layer: usize,
-        /// Rows of its weights.
-        found: usize,
-        /// Outputs of the layer before, or input features.
-        expected: usize,
-    },
-    /// Bias and weights of a layer do not fit together.
-    #[error("layer {layer} has {outputs} outputs, but a bias of {bias} values")]
-    Bias {
-        /// Index of the layer.
-        layer: usize,
-        /// Columns of its weights.
-        outputs: usize,
-        /// Length of its bias.
-        bias: usize,
-    },
-    /// A layer has no outputs or too many.
-    #[error("layer {layer} has {size} outputs; the limit is 1 to {MAXIMUM_SIZE}")]
-    Size {
-        /// Index of the layer.
-        layer: usize,
-        /// Columns of its weights.
-        size: usize,
-    },
-    /// The network is too large.
-    #[error("network has more than {MAXIMUM_WEIGHTS} weights; use smaller hidden layers")]
-    TooManyWeights,
     /// A weight or bias is NaN or infinite.
     #[error(
-        "layer {layer} has a NaN or infinite {part} at index {index}; train the model again with \
-         a smaller learning rate or check its normalisation"
+        "{} has a NaN or infinite {part} at index {index}; train the model again with \
+         a smaller learning rate or check its normalisation", label(*.step, .name)
     )]
     NotFinite {
-        /// Index of the layer.
-        layer: usize,
+        /// Index of the step.
+        step: usize,
+        /// Its name.
+        name: String,
         /// "weight" or "bias".
         part: &'static str,
         /// Row-major index.
         index: usize,
     },
-    /// The last layer does not give one logit a class.
+    /// The last value does not give one logit a class.
     #[error(
         "network has {classes} outputs; a vote needs one logit for each of {MINIMUM_CLASSES} to \
          {MAXIMUM_CLASSES} classes. For a single score, end the model with a Sigmoid"
     )]
     Classes {
-        /// Columns of the last weights.
+        /// Numbers of the last value.
         classes: usize,
     },
 }
 
 impl Network {
-    /// Checks the layers and builds the network.
+    /// Checks the steps and builds the network.
     ///
     /// `input_shape` is the shape of one sample without the batch dimension; samples are flattened
     /// to features in row-major order.
     ///
     /// # Errors
-    /// Any violation of the limits of [`crate::limits`], of the order of layers, of sizes, or a
+    /// Any violation of the limits of [`crate::limits`], steps that do not fit together, or a
     /// weight that is not finite, as [`NetworkError`].
-    pub fn new(input_shape: Vec<usize>, layers: Vec<Layer>) -> Result<Self, NetworkError> {
-        // The layers move into the value first, so that they are erased on refusal as well.
-        let mut network = Self { input_shape, layers, classes: 0, origin: None };
-        network.classes = network.check()?;
-        Ok(network)
+    pub fn new(input_shape: Vec<usize>, steps: Vec<Step>) -> Result<Self, NetworkError> {
+        let features = feature_count(&input_shape)
+            .ok_or_else(|| NetworkError::InputShape { shape: input_shape.clone() })?;
+        let structure = steps.iter().map(|step| (step.inputs.as_slice(), &step.operation));
+        let sizes = program::check(features, structure)?;
+        steps.iter().enumerate().try_for_each(|(index, step)| check_weights(index, step))?;
+        let classes = sizes.last().copied().unwrap_or(0);
+        if !(MINIMUM_CLASSES..=MAXIMUM_CLASSES).contains(&classes) {
+            return Err(NetworkError::Classes { classes });
+        }
+        Ok(Self { input_shape, steps, classes, origin: None })
     }
 
-    fn check(&self) -> Result<usize, NetworkError> {
-        let features = feature_count(&self.input_shape)
-            .ok_or_else(|| NetworkError::InputShape { shape: self.input_shape.clone() })?;
-        if self.layers.is_empty() || self.layers.len() > MAXIMUM_LAYERS {
-            return Err(NetworkError::LayerCount { layers: self.layers.len() });
-        }
-        let mut size = features;
-        let mut total = 0_usize;
-        for (layer, content) in self.layers.iter().enumerate() {
-            match content {
-                Layer::Affine { weights, bias } => {
-                    if layer % 2 == 1 {
-                        return Err(NetworkError::Order { layer, found: "affine" });
-                    }
-                    let (inputs, outputs) = weights.dim();
-                    if inputs != size {
-                        return Err(NetworkError::Inputs { layer, found: inputs, expected: size });
-                    }
-                    if outputs == 0 || outputs > MAXIMUM_SIZE {
-                        return Err(NetworkError::Size { layer, size: outputs });
-                    }
-                    if bias.len() != outputs {
-                        return Err(NetworkError::Bias { layer, outputs, bias: bias.len() });
-                    }
-                    total = total.saturating_add(weights.len());
-                    if total > MAXIMUM_WEIGHTS {
-                        return Err(NetworkError::TooManyWeights);
-                    }
-                    let broken = |part, index| NetworkError::NotFinite { layer, part, index };
-                    if let Some(index) = weights.iter().position(|value| !value.is_finite()) {
-                        return Err(broken("weight", index));
-                    }
-                    if let Some(index) = bias.iter().position(|value| !value.is_finite()) {
-                        return Err(broken("bias", index));
-                    }
-                    size = outputs;
-                }
-                Layer::Relu => {
-                    if layer.is_multiple_of(2) || layer + 1 == self.layers.len() {
-                        return Err(NetworkError::Order { layer, found: "ReLU" });
-                    }
-                }
+    /// A multilayer perceptron: dense layers, weights `[inputs, outputs]` and bias, with ReLU between
+    /// them.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn perceptron(
+        input_shape: Vec<usize>,
+        layers: Vec<(Array2<f64>, Array1<f64>)>,
+    ) -> Result<Self, NetworkError> {
+        let mut steps: Vec<Step> = Vec::new();
+        for (weights, bias) in layers {
+            if !steps.is_empty() {
+                steps.push(Step::plain("", vec![steps.len()], Operation::Relu));
             }
+            steps.push(Step::dense("", steps.len(), weights, bias));
         }
-        if !(MINIMUM_CLASSES..=MAXIMUM_CLASSES).contains(&size) {
-            return Err(NetworkError::Classes { classes: size });
-        }
-        Ok(size)
+        Self::new(input_shape, steps)
     }
 
     /// Records where the network came from.
@@ -215,10 +184,10 @@ impl Network {
         self.input_shape.iter().product()
     }
 
-    /// The layers in order: affine at even indices, ReLU at odd ones.
+    /// The steps in order; the last one gives the logits.
     #[must_use]
-    pub fn layers(&self) -> &[Layer] {
-        &self.layers
+    pub fn steps(&self) -> &[Step] {
+        &self.steps
     }
 
     /// Number of classes, which is the number of logits.
@@ -236,13 +205,14 @@ impl Network {
     /// Number of weights and biases.
     #[must_use]
     pub fn parameter_count(&self) -> usize {
-        self.layers
-            .iter()
-            .map(|layer| match layer {
-                Layer::Affine { weights, bias } => weights.len() + bias.len(),
-                Layer::Relu => 0,
-            })
-            .sum()
+        self.steps.iter().map(|step| step.operation.parameters()).sum()
+    }
+
+    /// Rescalings or comparisons that wait for each other, a comparison after a rescaling not counted.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        let structure = self.steps.iter().map(|step| (step.inputs.as_slice(), &step.operation));
+        Levels::of(structure).into_iter().max().unwrap_or(0).div_ceil(2)
     }
 
     /// Logits `[rows, classes]` of `inputs` `[rows, features]` in double precision.
@@ -252,14 +222,12 @@ impl Network {
     #[must_use]
     pub fn evaluate(&self, inputs: ArrayView2<'_, f64>) -> Array2<f64> {
         assert_eq!(inputs.ncols(), self.input_features(), "columns of the inputs");
-        let mut values = inputs.to_owned();
-        for layer in &self.layers {
-            match layer {
-                Layer::Affine { weights, bias } => values = values.dot(weights) + bias,
-                Layer::Relu => values.mapv_inplace(|value| value.max(0.0)),
-            }
-        }
-        values
+        let taken: Vec<&[usize]> = self.steps.iter().map(|step| step.inputs.as_slice()).collect();
+        let apply = |index: usize, values: &[ArrayView2<'_, f64>]| {
+            let step: &Step = &self.steps[index];
+            evaluate::exact(&step.operation, step.weights.as_ref(), values)
+        };
+        evaluate::run(&taken, inputs, apply, |_, _| {})
     }
 
     /// Class of the largest logit for each row of `inputs`; a tie goes to the lower index.
@@ -272,15 +240,30 @@ impl Network {
     }
 }
 
-impl Drop for Network {
-    fn drop(&mut self) {
-        for layer in &mut self.layers {
-            if let Layer::Affine { weights, bias } = layer {
-                erase(weights);
-                erase(bias);
-            }
+/// Weights of the shape that the operation says, all of them finite.
+fn check_weights(index: usize, step: &Step) -> Result<(), NetworkError> {
+    let name = || step.name.clone();
+    let mismatch = |part, found: &[usize], expected: &[usize]| {
+        if found == expected {
+            return Ok(());
         }
+        let (found, expected) = (found.to_vec(), expected.to_vec());
+        Err(NetworkError::Weights { step: index, name: name(), part, found, expected })
+    };
+    let shape = step.operation.weights();
+    let found = step.weights.as_ref().map_or(&[][..], |weights| weights.matrices.shape());
+    mismatch("weights", found, shape.as_ref().map_or(&[], |(matrices, _)| &matrices[..]))?;
+    let (Some((_, biases)), Some(weights)) = (shape, &step.weights) else { return Ok(()) };
+    mismatch("biases", weights.bias.shape(), &[biases])?;
+    let not_finite =
+        |part, index_of| NetworkError::NotFinite { step: index, name: name(), part, index: index_of };
+    if let Some(place) = weights.matrices.iter().position(|value| !value.is_finite()) {
+        return Err(not_finite("weight", place));
     }
+    if let Some(place) = weights.bias.iter().position(|value| !value.is_finite()) {
+        return Err(not_finite("bias", place));
+    }
+    Ok(())
 }
 
 /// Index of the largest value of each row; a tie goes to the lower index.
@@ -318,22 +301,21 @@ mod tests {
 
     use super::*;
 
-    fn affine(inputs: usize, outputs: usize) -> Layer {
-        Layer::Affine { weights: Array2::from_elem((inputs, outputs), 0.5), bias: Array1::zeros(outputs) }
+    fn dense(input: usize, inputs: usize, outputs: usize) -> Step {
+        Step::dense("fc", input, Array2::from_elem((inputs, outputs), 0.5), Array1::zeros(outputs))
     }
 
-    fn refusal(shape: Vec<usize>, layers: Vec<Layer>) -> NetworkError {
-        Network::new(shape, layers).err().expect("the network must be refused")
+    fn refusal(shape: Vec<usize>, steps: Vec<Step>) -> NetworkError {
+        Network::new(shape, steps).err().expect("the network must be refused")
     }
 
     #[test]
     fn evaluates_by_hand() {
-        let network = Network::new(
+        let network = Network::perceptron(
             vec![2],
             vec![
-                Layer::Affine { weights: array![[1.0, -1.0], [2.0, 0.5]], bias: array![0.0, -1.0] },
-                Layer::Relu,
-                Layer::Affine { weights: array![[1.0, 0.0], [1.0, 3.0]], bias: array![0.25, 0.0] },
+                (array![[1.0, -1.0], [2.0, 0.5]], array![0.0, -1.0]),
+                (array![[1.0, 0.0], [1.0, 3.0]], array![0.25, 0.0]),
             ],
         )
         .unwrap();
@@ -341,7 +323,7 @@ mod tests {
         let logits = network.evaluate(array![[1.0, 2.0], [-1.0, 2.0]].view());
         assert_eq!(logits, array![[5.25, 0.0], [4.25, 3.0]]);
         assert_eq!(network.votes(array![[1.0, 2.0]].view()), array![0]);
-        assert_eq!(network.parameter_count(), 12);
+        assert_eq!((network.parameter_count(), network.depth()), (12, 2));
     }
 
     #[test]
@@ -351,37 +333,49 @@ mod tests {
 
     #[test]
     fn refuses_wrong_structure() {
-        assert!(matches!(refusal(vec![], vec![affine(1, 2)]), NetworkError::InputShape { .. }));
-        assert!(matches!(refusal(vec![usize::MAX, 2], vec![affine(1, 2)]), NetworkError::InputShape { .. }));
-        assert_eq!(refusal(vec![2], vec![]), NetworkError::LayerCount { layers: 0 });
+        assert!(matches!(refusal(vec![], vec![dense(0, 1, 2)]), NetworkError::InputShape { .. }));
+        assert!(matches!(
+            refusal(vec![usize::MAX, 2], vec![dense(0, 1, 2)]),
+            NetworkError::InputShape { .. }
+        ));
+        let program = |error| NetworkError::Program(error);
+        assert_eq!(refusal(vec![2], vec![]), program(ProgramError::StepCount { found: 0 }));
         assert_eq!(
-            refusal(vec![2], vec![affine(2, 2), affine(2, 2)]),
-            NetworkError::Order { layer: 1, found: "affine" }
+            refusal(vec![2], vec![dense(0, 2, 2), dense(2, 2, 2)]),
+            program(ProgramError::Value { step: 1, found: 2 })
         );
         assert_eq!(
-            refusal(vec![2], vec![affine(2, 2), Layer::Relu]),
-            NetworkError::Order { layer: 1, found: "ReLU" }
+            refusal(vec![3], vec![dense(0, 2, 2)]),
+            program(ProgramError::Inputs { step: 0, found: 2, expected: 3 })
         );
-        assert_eq!(
-            refusal(vec![3], vec![affine(2, 2)]),
-            NetworkError::Inputs { layer: 0, found: 2, expected: 3 }
-        );
-        assert_eq!(refusal(vec![2], vec![affine(2, 1)]), NetworkError::Classes { classes: 1 });
-        assert_eq!(refusal(vec![2], vec![affine(2, 65)]), NetworkError::Classes { classes: 65 });
+        let twice = Step::plain("", vec![0, 0], Operation::Relu);
+        assert!(matches!(
+            refusal(vec![2], vec![twice]),
+            NetworkError::Program(ProgramError::InputCount { step: 0, found: 2, expected: 1, .. })
+        ));
+        assert_eq!(refusal(vec![2], vec![dense(0, 2, 1)]), NetworkError::Classes { classes: 1 });
+        assert_eq!(refusal(vec![2], vec![dense(0, 2, 65)]), NetworkError::Classes { classes: 65 });
+        let mut bare = dense(0, 2, 2);
+        bare.weights = None;
+        assert!(refusal(vec![2], vec![bare]).to_string().contains("step 0 (fc): the weights have shape []"));
+        let mut short = dense(0, 2, 2);
+        short.weights = Some(Weights::dense(Array2::zeros((2, 2)), Array1::zeros(1)));
+        assert!(refusal(vec![2], vec![short]).to_string().contains("the biases have shape [1]"));
+        let mut weighed = Step::plain("", vec![0], Operation::Relu);
+        weighed.weights = dense(0, 2, 2).weights.take();
+        assert!(matches!(refusal(vec![2], vec![weighed]), NetworkError::Weights { part: "weights", .. }));
     }
 
     #[test]
     fn refuses_infinite_weights_and_biases() {
-        let layer =
-            Layer::Affine { weights: array![[0.0, f64::INFINITY], [0.0, 0.0]], bias: Array1::zeros(2) };
-        assert_eq!(
-            refusal(vec![2], vec![layer]),
-            NetworkError::NotFinite { layer: 0, part: "weight", index: 1 }
+        let step = Step::dense("fc", 0, array![[0.0, f64::INFINITY], [0.0, 0.0]], Array1::zeros(2));
+        let error = refusal(vec![2], vec![step]);
+        assert!(
+            matches!(error, NetworkError::NotFinite { step: 0, part: "weight", index: 1, .. }),
+            "{error}"
         );
-        let layer = Layer::Affine { weights: Array2::zeros((2, 2)), bias: array![0.0, f64::NAN] };
-        assert_eq!(
-            refusal(vec![2], vec![layer]),
-            NetworkError::NotFinite { layer: 0, part: "bias", index: 1 }
-        );
+        let step = Step::dense("fc", 0, Array2::zeros((2, 2)), array![0.0, f64::NAN]);
+        let error = refusal(vec![2], vec![step]);
+        assert!(matches!(error, NetworkError::NotFinite { step: 0, part: "bias", index: 1, .. }), "{error}");
     }
 }

@@ -1,19 +1,22 @@
 //! From real numbers to fixed point, with every limit checked before a network is admitted.
 
+use std::ops::Deref;
+
 use concilium_ring::{FixedPoint, FixedPointError};
-use ndarray::{Array1, Array2};
+use ndarray::{Array1, Array3};
 use thiserror::Error;
 
 use crate::{
     error_bound::logit_error_bounds,
-    fixed::{FixedLayer, FixedNetwork},
+    fixed::{FixedNetwork, FixedStep},
     input::InputDomain,
     limits::{
         MAXIMUM_BOUND_BITS, MAXIMUM_FRACTIONAL_BITS, MAXIMUM_WIDTH, MINIMUM_FRACTIONAL_BITS,
         MINIMUM_HEADROOM_BITS,
     },
-    model::{Layer, Network},
-    range::{Analysis, QuantisedAffine, analyse_layers},
+    model::{Network, label},
+    program::{Affine, Convolution, Operation, Weights},
+    range::{Analysis, analyse_steps},
 };
 
 /// Why a network cannot be brought to fixed point.
@@ -42,12 +45,14 @@ pub enum QuantiseError {
     },
     /// A weight is too large for 64-bit fixed point.
     #[error(
-        "layer {layer}: {part} at index {index} is too large for {fractional_bits} fractional bits \
-         (limit 2^62 when scaled); use fewer fractional bits or train with weight decay"
+        "{}: {part} at index {index} is too large for {fractional_bits} fractional bits \
+         (limit 2^62 when scaled); use fewer fractional bits or train with weight decay", label(*.step, .name)
     )]
     WeightTooLarge {
-        /// Index of the layer in [`Network::layers`].
-        layer: usize,
+        /// Index of the step.
+        step: usize,
+        /// Its name.
+        name: String,
         /// "weight" or "bias".
         part: &'static str,
         /// Row-major index.
@@ -55,16 +60,18 @@ pub enum QuantiseError {
         /// Number of fractional bits.
         fractional_bits: u32,
     },
-    /// A layer's range leaves too little room above it in the ring.
+    /// A step's range leaves too little room above it in the ring.
     #[error(
-        "layer {layer}: values can reach 2^{bound_bits} at {fractional_bits} fractional bits, the \
+        "{}: values can reach 2^{bound_bits} at {fractional_bits} fractional bits, the \
          limit is 2^{MAXIMUM_BOUND_BITS} (headroom {headroom_bits} bits, \
          {MINIMUM_HEADROOM_BITS} needed); use fewer fractional bits, narrower feature ranges, or \
-         train with weight decay"
+         train with weight decay", label(*.step, .name)
     )]
     Headroom {
-        /// Index of the layer in [`Network::layers`].
-        layer: usize,
+        /// Index of the step.
+        step: usize,
+        /// Its name.
+        name: String,
         /// `l` with |z| < 2^l.
         bound_bits: u32,
         /// 64 - (l + 1).
@@ -74,13 +81,15 @@ pub enum QuantiseError {
     },
     /// Values are too wide for the comparison protocol.
     #[error(
-        "layer {layer}: comparing its values takes a window of {width} bits, the limit is \
+        "{}: comparing its values takes a window of {width} bits, the limit is \
          {MAXIMUM_WIDTH}; use fewer fractional bits, narrower feature ranges, or train with weight \
-         decay"
+         decay", label(*.step, .name)
     )]
     Window {
-        /// Index of the affine layer in [`Network::layers`] whose values are compared.
-        layer: usize,
+        /// Index of the step that compares, or of the last one, whose values are the logits.
+        step: usize,
+        /// Its name.
+        name: String,
         /// Width needed.
         width: u32,
     },
@@ -104,22 +113,30 @@ pub fn quantise(
     domain: &InputDomain,
     fractional_bits: u32,
 ) -> Result<FixedNetwork, QuantiseError> {
-    let (mut quantised, format) = quantise_affine(network, domain, fractional_bits)?;
-    let analysis = analyse_layers(&quantised, domain, format);
-    let final_width = enforce(&analysis, quantised.len(), fractional_bits)?;
-    let error_bounds = logit_error_bounds(network, domain, &quantised, &analysis.input_magnitudes, format);
-    let mut layers = Vec::with_capacity(2 * quantised.len());
-    for (affine, range) in quantised.iter_mut().zip(&analysis.ranges) {
-        layers.push(FixedLayer::Affine {
-            weights: std::mem::take(&mut affine.weights),
-            bias: std::mem::take(&mut affine.bias),
+    let quantised = Quantised::new(network, domain, fractional_bits)?;
+    let analysis = analyse_steps(&quantised, domain);
+    let final_width = enforce(&analysis, &quantised)?;
+    let error_bounds = logit_error_bounds(&quantised, domain, &analysis);
+    let input_features = domain.features();
+    let steps = quantised.steps.into_iter().zip(&analysis.ranges).zip(&analysis.windows).map(
+        |((step, range), &window)| FixedStep {
+            name: step.name,
+            inputs: step.inputs,
+            operation: step.operation,
+            weights: step.weights.map(|weights| weights.rounded),
             bound_bits: range.bound_bits,
-        });
-        layers.push(FixedLayer::Relu { width: range.width });
-    }
-    // The last affine layer gives the logits; nothing follows it.
-    layers.pop();
-    Ok(FixedNetwork { layers, fractional_bits, final_width, ranges: analysis.ranges, error_bounds })
+            window,
+        },
+    );
+    let steps = steps.collect();
+    Ok(FixedNetwork {
+        input_features,
+        steps,
+        fractional_bits,
+        final_width,
+        ranges: analysis.ranges,
+        error_bounds,
+    })
 }
 
 /// The most fractional bits for which every one of `networks` can be quantised.
@@ -153,83 +170,195 @@ pub fn choose_fractional_bits<'a>(
 }
 
 fn fits(network: &Network, domain: &InputDomain, fractional_bits: u32) -> Result<(), QuantiseError> {
-    let (quantised, format) = quantise_affine(network, domain, fractional_bits)?;
-    let analysis = analyse_layers(&quantised, domain, format);
-    enforce(&analysis, quantised.len(), fractional_bits).map(|_| ())
+    let quantised = Quantised::new(network, domain, fractional_bits)?;
+    enforce(&analyse_steps(&quantised, domain), &quantised).map(|_| ())
 }
 
 /// Refuses ranges beyond the limits and gives the window of the final comparison.
-pub(crate) fn enforce(
-    analysis: &Analysis,
-    affine_layers: usize,
-    fractional_bits: u32,
-) -> Result<u32, QuantiseError> {
-    for (index, range) in analysis.ranges.iter().enumerate() {
-        if range.bound_bits > MAXIMUM_BOUND_BITS {
-            return Err(QuantiseError::Headroom {
-                layer: range.layer,
-                bound_bits: range.bound_bits,
-                headroom_bits: range.headroom_bits,
-                fractional_bits,
-            });
+pub(crate) fn enforce(analysis: &Analysis, quantised: &Quantised<'_>) -> Result<u32, QuantiseError> {
+    for (range, &window) in analysis.ranges.iter().zip(&analysis.windows) {
+        if let Some(width) = window
+            && width > MAXIMUM_WIDTH
+        {
+            return Err(QuantiseError::Window { step: range.step, name: range.name.clone(), width });
         }
-        // The logits themselves are not compared with zero, only with each other.
-        let compared = index + 1 < affine_layers;
-        if compared && range.width > MAXIMUM_WIDTH {
-            return Err(QuantiseError::Window { layer: range.layer, width: range.width });
+        if let Some(bound_bits) = range.bound_bits
+            && bound_bits > MAXIMUM_BOUND_BITS
+        {
+            return Err(QuantiseError::Headroom {
+                step: range.step,
+                name: range.name.clone(),
+                bound_bits,
+                headroom_bits: range.headroom_bits.unwrap_or(0),
+                fractional_bits: quantised.format.fractional_bits(),
+            });
         }
     }
     let final_width =
-        analysis.final_width.expect("an analysis that stops early has a layer beyond MAXIMUM_BOUND_BITS");
+        analysis.final_width.expect("an analysis that stops early has a step beyond MAXIMUM_BOUND_BITS");
     if final_width > MAXIMUM_WIDTH {
-        let layer = analysis.ranges.last().map_or(0, |range| range.layer);
-        return Err(QuantiseError::Window { layer, width: final_width });
+        let (step, name) = analysis.ranges.last().map_or((0, ""), |range| (range.step, &range.name));
+        return Err(QuantiseError::Window { step, name: name.to_owned(), width: final_width });
     }
     Ok(final_width)
 }
 
-/// Rounds weights and biases to integers, the scales of the features folded into the first layer.
-///
-/// Also gives the format of inputs, weights and activations.
-pub(crate) fn quantise_affine(
-    network: &Network,
-    domain: &InputDomain,
-    fractional_bits: u32,
-) -> Result<(Vec<QuantisedAffine>, FixedPoint), QuantiseError> {
-    let unsupported = |_: FixedPointError| QuantiseError::FractionalBits { fractional_bits };
-    if !(MINIMUM_FRACTIONAL_BITS..=MAXIMUM_FRACTIONAL_BITS).contains(&fractional_bits) {
-        return Err(QuantiseError::FractionalBits { fractional_bits });
+/// A network whose weights are rounded to integers, the scales of the features folded into the steps
+/// that take the input, beside the real weights that they stand for.
+pub(crate) struct Quantised<'a> {
+    pub(crate) steps: Vec<QuantisedStep<'a>>,
+    /// Format of inputs, weights and values.
+    pub(crate) format: FixedPoint,
+}
+
+/// One step of a [`Quantised`] network.
+pub(crate) struct QuantisedStep<'a> {
+    pub(crate) name: String,
+    pub(crate) inputs: Vec<usize>,
+    pub(crate) operation: Operation,
+    pub(crate) weights: Option<QuantisedWeights<'a>>,
+}
+
+/// Rounded weights and the real ones.
+pub(crate) struct QuantisedWeights<'a> {
+    /// Weights at scale f and biases at scale 2f, those of a shift at scale f.
+    pub(crate) rounded: Weights<i64>,
+    pub(crate) real: Real<'a>,
+    /// Factors of the rows of the real matrices, `[groups * inner]`.
+    pub(crate) scales: Vec<f64>,
+}
+
+/// Weights of the network, or of a step that quantisation has added to it.
+pub(crate) enum Real<'a> {
+    Given(&'a Weights<f64>),
+    Added(Weights<f64>),
+}
+
+impl Deref for Real<'_> {
+    type Target = Weights<f64>;
+
+    fn deref(&self) -> &Weights<f64> {
+        match self {
+            Self::Given(weights) => weights,
+            Self::Added(weights) => weights,
+        }
     }
-    let single = FixedPoint::new(fractional_bits).map_err(unsupported)?;
-    let double = FixedPoint::new(2 * fractional_bits).map_err(unsupported)?;
-    if !domain.accepts_shape(network.input_shape()) {
-        return Err(QuantiseError::InputShape {
-            network: network.input_shape().to_vec(),
-            domain: domain.shape().to_vec(),
-        });
+}
+
+impl<'a> Quantised<'a> {
+    /// Rounds the weights of `network`.
+    ///
+    /// Where a step on the input cannot take up the scales of the features, because it is no product
+    /// or its windows see features of different scales through one weight, a step is added before all
+    /// others that multiplies each feature by its scale.
+    pub(crate) fn new(
+        network: &'a Network,
+        domain: &InputDomain,
+        fractional_bits: u32,
+    ) -> Result<Self, QuantiseError> {
+        let unsupported = |_: FixedPointError| QuantiseError::FractionalBits { fractional_bits };
+        if !(MINIMUM_FRACTIONAL_BITS..=MAXIMUM_FRACTIONAL_BITS).contains(&fractional_bits) {
+            return Err(QuantiseError::FractionalBits { fractional_bits });
+        }
+        let formats =
+            [fractional_bits, 2 * fractional_bits].map(|bits| FixedPoint::new(bits).map_err(unsupported));
+        let [single, double] = formats;
+        let formats = [single?, double?];
+        if !domain.accepts_shape(network.input_shape()) {
+            return Err(QuantiseError::InputShape {
+                network: network.input_shape().to_vec(),
+                domain: domain.shape().to_vec(),
+            });
+        }
+        let exponents = domain.exponents();
+        let foldable = exponents.iter().all(|&exponent| exponent == 0)
+            || network.steps().iter().filter(|step| step.inputs.contains(&0)).all(|step| {
+                step.operation.affine().is_some_and(|affine| row_scales(&affine, &exponents).is_some())
+            });
+        let mut steps = Vec::with_capacity(network.steps().len() + 1);
+        if !foldable {
+            let features = exponents.len();
+            let scales = exponents.iter().map(|&exponent| 2_f64.powi(exponent)).collect();
+            let matrices =
+                Array3::from_shape_vec((features, 1, 1), scales).expect("one scale for each feature");
+            let real = Real::Added(Weights { matrices, bias: Array1::zeros(features) });
+            let operation = Operation::Convolution(Convolution::per_channel(features, 1));
+            let name = "scales of the features";
+            let weights = Some(round(0, name, real, vec![1.0; features], formats)?);
+            steps.push(QuantisedStep { name: name.to_owned(), inputs: vec![0], operation, weights });
+        }
+        let added = steps.len();
+        for step in network.steps() {
+            let (index, name) = (steps.len(), &step.name);
+            let weights = match (&step.weights, step.operation.affine()) {
+                (Some(real), Some(affine)) => {
+                    let on_input = foldable && step.inputs == [0];
+                    let scales = on_input.then(|| row_scales(&affine, &exponents)).flatten();
+                    let scales = scales.unwrap_or_else(|| vec![1.0; affine.groups * affine.inner]);
+                    Some(round(index, name, Real::Given(real), scales, formats)?)
+                }
+                // A summand has the scale of what it is added to.
+                (Some(real), None) => {
+                    Some(round(index, name, Real::Given(real), Vec::new(), [formats[0]; 2])?)
+                }
+                (None, _) => None,
+            };
+            steps.push(QuantisedStep {
+                name: step.name.clone(),
+                inputs: step.inputs.iter().map(|value| value + added).collect(),
+                operation: step.operation.clone(),
+                weights,
+            });
+        }
+        Ok(Self { steps, format: formats[0] })
     }
-    let mut quantised = Vec::with_capacity(network.layers().len() / 2 + 1);
-    for (layer, content) in network.layers().iter().enumerate() {
-        let Layer::Affine { weights, bias } = content else { continue };
-        let too_large = |part, index| QuantiseError::WeightTooLarge { layer, part, index, fractional_bits };
-        let exponents = if layer == 0 { domain.exponents() } else { vec![0; weights.nrows()] };
-        let (inputs, outputs) = weights.dim();
-        // Filled in place: a value that is dropped on an error erases what it holds.
-        let mut affine =
-            QuantisedAffine { weights: Array2::zeros((inputs, outputs)), bias: Array1::zeros(outputs) };
-        for (input, (mut row, exact)) in affine.weights.outer_iter_mut().zip(weights.outer_iter()).enumerate()
-        {
-            let scale = 2_f64.powi(exponents[input]);
-            for (output, (rounded, &exact)) in row.iter_mut().zip(exact).enumerate() {
-                *rounded = single
-                    .encode_integer(exact * scale)
-                    .map_err(|_| too_large("weight", input * outputs + output))?;
+}
+
+/// The scale of the features that each row of the matrices is multiplied with, `[groups * inner]`, or
+/// `None` when a row meets features of different scales.
+fn row_scales(affine: &Affine, exponents: &[i32]) -> Option<Vec<f64>> {
+    let mut found: Vec<Option<i32>> = vec![None; affine.groups * affine.inner];
+    for group in 0..affine.groups {
+        for position in 0..affine.positions {
+            let rows = &mut found[group * affine.inner..][..affine.inner];
+            for (row, place) in rows.iter_mut().zip(affine.window(group, position)) {
+                let Some(place) = place else { continue };
+                match *row {
+                    None => *row = Some(exponents[place]),
+                    Some(exponent) if exponent == exponents[place] => {}
+                    Some(_) => return None,
+                }
             }
         }
-        for (output, (rounded, &exact)) in affine.bias.iter_mut().zip(bias).enumerate() {
-            *rounded = double.encode_integer(exact).map_err(|_| too_large("bias", output))?;
-        }
-        quantised.push(affine);
     }
-    Ok((quantised, single))
+    Some(found.into_iter().map(|exponent| 2_f64.powi(exponent.unwrap_or(0))).collect())
+}
+
+/// Rounds weights, scaled row by row, and biases.
+fn round<'a>(
+    step: usize,
+    name: &str,
+    real: Real<'a>,
+    scales: Vec<f64>,
+    [single, double]: [FixedPoint; 2],
+) -> Result<QuantisedWeights<'a>, QuantiseError> {
+    let too_large = |part, index| QuantiseError::WeightTooLarge {
+        step,
+        name: name.to_owned(),
+        part,
+        index,
+        fractional_bits: single.fractional_bits(),
+    };
+    // Filled in place: a value that is dropped on an error erases what it holds.
+    let mut rounded =
+        Weights { matrices: Array3::zeros(real.matrices.dim()), bias: Array1::zeros(real.bias.dim()) };
+    let outer = real.matrices.dim().2.max(1);
+    for (index, (rounded, &exact)) in rounded.matrices.iter_mut().zip(&real.matrices).enumerate() {
+        let scaled = exact * scales[index / outer];
+        *rounded = single.encode_integer(scaled).map_err(|_| too_large("weight", index))?;
+    }
+    for (index, (rounded, &exact)) in rounded.bias.iter_mut().zip(&real.bias).enumerate() {
+        *rounded = double.encode_integer(exact).map_err(|_| too_large("bias", index))?;
+    }
+    Ok(QuantisedWeights { rounded, real, scales })
 }

@@ -6,69 +6,70 @@
 //! yields the floor of the quotient or one more. Interval arithmetic ignores that neurons depend on
 //! each other, so deep networks get bounds that are safe but not tight.
 
-use concilium_ring::FixedPoint;
-use ndarray::{Array1, Array2};
+use ndarray::Array2;
 use serde::Serialize;
 
 use crate::{
-    erase::erase,
     input::InputDomain,
     limits::{MINIMUM_WIDTH, RING_BITS},
     model::Network,
-    quantise::{QuantiseError, quantise_affine},
+    program::{
+        Affine, Messages, Operation, Weights,
+        evaluate::{self, Linear},
+    },
+    quantise::{QuantiseError, Quantised},
 };
 
-/// Magnitude in bits beyond which deeper layers are not analysed: 2^47 · 2^62 · 2^16 inputs still
+/// Magnitude in bits beyond which deeper steps are not analysed: 2^47 · 2^62 · 2^16 inputs still
 /// fits 128-bit sums, and no value as large as this passes the headroom check anyway.
 const ANALYSIS_LIMIT_BITS: u32 = 47;
 
-/// Range of the values of one affine layer.
+/// Range of the result of one step.
 ///
-/// `minimum` and `maximum` depend on the owner's weights; only `bound_bits` and `width` become public.
+/// `minimum` and `maximum` depend on the owner's weights; only `bound_bits` and windows become public.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct LayerRange {
-    /// Index of the layer in [`Network::layers`].
-    pub layer: usize,
-    /// Smallest `l`, at least the number of fractional bits, with |z| < 2^l, where z is the integer
-    /// at double scale, bias included, before truncation.
-    pub bound_bits: u32,
-    /// Bits of the ring left above the range, 64 - (l + 1); negative when the range does not fit.
-    pub headroom_bits: i32,
-    /// Comparison window `k` of the values after truncation: |x| < 2^(k - 1).
+pub struct StepRange {
+    /// Index of the step.
+    pub step: usize,
+    /// What its owner calls it.
+    pub name: String,
+    /// What it computes.
+    pub operation: &'static str,
+    /// Numbers of the result.
+    pub size: usize,
+    /// For a step that is rescaled, the smallest `l`, at least the number of fractional bits, with
+    /// |z| < 2^l, where z is the integer at double scale, bias included, before truncation.
+    pub bound_bits: Option<u32>,
+    /// For a step that is rescaled, the bits of the ring left above the range, 64 - (l + 1); negative
+    /// when the range does not fit.
+    pub headroom_bits: Option<i32>,
+    /// Comparison window `k` of the result: |x| < 2^(k - 1).
     pub width: u32,
-    /// Smallest value of any output after truncation, as a real number.
+    /// Smallest number of the result, as a real number.
     pub minimum: f64,
-    /// Largest value of any output after truncation, as a real number.
+    /// Largest number of the result, as a real number.
     pub maximum: f64,
 }
 
-/// One affine layer in integers: weights `[inputs, outputs]` at scale f, bias at scale 2f.
-pub(crate) struct QuantisedAffine {
-    pub(crate) weights: Array2<i64>,
-    pub(crate) bias: Array1<i64>,
-}
+/// Smallest and largest integer that a number of a value can be.
+pub(crate) type Interval = (i64, i64);
 
-impl Drop for QuantisedAffine {
-    fn drop(&mut self) {
-        erase(&mut self.weights);
-        erase(&mut self.bias);
-    }
-}
-
-/// Result of the analysis of all layers.
+/// Result of the analysis of all steps.
 pub(crate) struct Analysis {
-    /// One range for each affine layer that was reached.
-    pub(crate) ranges: Vec<LayerRange>,
-    /// For each affine layer that was reached, the largest magnitude of each of its inputs.
-    pub(crate) input_magnitudes: Vec<Vec<i64>>,
+    /// The range of each step that was reached.
+    pub(crate) ranges: Vec<StepRange>,
+    /// For each step that was reached and compares, its window.
+    pub(crate) windows: Vec<Option<u32>>,
+    /// For each value that was reached, that of the input first, the interval of each of its numbers.
+    pub(crate) values: Vec<Vec<Interval>>,
     /// Comparison window for the difference of any two logits, or `None` when the analysis stopped
-    /// at a layer whose values cannot fit the ring.
+    /// at a step whose values cannot fit the ring.
     pub(crate) final_width: Option<u32>,
 }
 
-/// Ranges of the affine layers of `network` for inputs in `domain` at `fractional_bits`.
+/// Ranges of the steps of `network` for inputs in `domain` at `fractional_bits`.
 ///
-/// The list ends early at a layer whose values cannot fit the ring.
+/// The list ends early at a step whose values cannot fit the ring.
 ///
 /// # Errors
 /// [`QuantiseError`] when domain and network do not fit together, the number of fractional bits is
@@ -77,93 +78,221 @@ pub fn analyse(
     network: &Network,
     domain: &InputDomain,
     fractional_bits: u32,
-) -> Result<Vec<LayerRange>, QuantiseError> {
-    let (layers, format) = quantise_affine(network, domain, fractional_bits)?;
-    Ok(analyse_layers(&layers, domain, format).ranges)
+) -> Result<Vec<StepRange>, QuantiseError> {
+    Ok(analyse_steps(&Quantised::new(network, domain, fractional_bits)?, domain).ranges)
 }
 
-/// As [`analyse`], on layers that are already quantised.
-pub(crate) fn analyse_layers(
-    layers: &[QuantisedAffine],
-    domain: &InputDomain,
-    format: FixedPoint,
-) -> Analysis {
-    let fractional_bits = format.fractional_bits();
+/// As [`analyse`], on weights that are already quantised.
+pub(crate) fn analyse_steps(quantised: &Quantised<'_>, domain: &InputDomain) -> Analysis {
+    let format = quantised.format;
+    let (fractional_bits, unit) = (format.fractional_bits(), format.unit());
     let mut analysis = Analysis {
-        ranges: Vec::with_capacity(layers.len()),
-        input_magnitudes: Vec::with_capacity(layers.len()),
+        ranges: Vec::with_capacity(quantised.steps.len()),
+        windows: Vec::with_capacity(quantised.steps.len()),
+        values: vec![domain.encoded_bounds(format)],
         final_width: None,
     };
-    let mut bounds: Vec<(i128, i128)> = domain
-        .encoded_bounds(format)
-        .into_iter()
-        .map(|(low, high)| (i128::from(low), i128::from(high)))
-        .collect();
-    for (index, layer) in layers.iter().enumerate() {
-        let magnitudes = bounds.iter().map(|&(low, high)| {
-            i64::try_from(low.abs().max(high.abs()))
-                .expect("bounds beyond ANALYSIS_LIMIT_BITS end the analysis")
-        });
-        analysis.input_magnitudes.push(magnitudes.collect());
-
-        let exact = affine_bounds(layer, &bounds);
-        let bound_bits = bits(largest_magnitude(&exact)).max(fractional_bits);
-        let truncated: Vec<(i128, i128)> = exact
-            .into_iter()
-            .map(|(low, high)| (low >> fractional_bits, (high >> fractional_bits) + 1))
-            .collect();
-        let magnitude_bits = bits(largest_magnitude(&truncated));
-        let unit = format.unit();
-        analysis.ranges.push(LayerRange {
-            layer: 2 * index,
+    for (index, step) in quantised.steps.iter().enumerate() {
+        let arriving: Vec<&[Interval]> =
+            step.inputs.iter().map(|&value| analysis.values[value].as_slice()).collect();
+        let rounded = step.weights.as_ref().map(|weights| &weights.rounded);
+        let (exact, window) = match clipped(quantised, index) {
+            Some(spans) => (spans, None),
+            None => bounds(&step.operation, rounded, &arriving),
+        };
+        let rescaled = step.operation.messages() == Messages::Rescaling;
+        let bound_bits = rescaled.then(|| bits(largest_magnitude(&exact)).max(fractional_bits));
+        let result: Vec<Span> = if rescaled {
+            exact
+                .into_iter()
+                .map(|span| Span(span.0 >> fractional_bits, (span.1 >> fractional_bits) + 1))
+                .collect()
+        } else {
+            exact
+        };
+        let magnitude_bits = bits(largest_magnitude(&result));
+        analysis.ranges.push(StepRange {
+            step: index,
+            name: step.name.clone(),
+            operation: step.operation.name(),
+            size: result.len(),
             bound_bits,
-            headroom_bits: RING_BITS as i32 - (bound_bits as i32 + 1),
+            headroom_bits: bound_bits.map(|bits| RING_BITS as i32 - (bits as i32 + 1)),
             width: (magnitude_bits + 1).max(MINIMUM_WIDTH),
-            minimum: truncated.iter().map(|bound| bound.0).min().unwrap_or(0) as f64 * unit,
-            maximum: truncated.iter().map(|bound| bound.1).max().unwrap_or(0) as f64 * unit,
+            minimum: result.iter().map(|bound| bound.0).min().unwrap_or(0) as f64 * unit,
+            maximum: result.iter().map(|bound| bound.1).max().unwrap_or(0) as f64 * unit,
         });
+        analysis.windows.push(window);
         if magnitude_bits > ANALYSIS_LIMIT_BITS {
             return analysis;
         }
-        if index + 1 == layers.len() {
-            analysis.final_width = Some(difference_width(&truncated));
-        }
-        bounds = truncated.into_iter().map(|(low, high)| (low.max(0), high.max(0))).collect();
+        let narrow =
+            |bound: i128| i64::try_from(bound).expect("bounds beyond ANALYSIS_LIMIT_BITS end the analysis");
+        analysis.values.push(result.into_iter().map(|span| (narrow(span.0), narrow(span.1))).collect());
     }
+    analysis.final_width = analysis.values.last().map(|logits| difference_width(logits));
     analysis
 }
 
-/// Exact bounds of `x · weights + bias` for `x` within `bounds`.
-fn affine_bounds(layer: &QuantisedAffine, bounds: &[(i128, i128)]) -> Vec<(i128, i128)> {
-    let mut outputs: Vec<(i128, i128)> =
-        layer.bias.iter().map(|&bias| (i128::from(bias), i128::from(bias))).collect();
-    for (row, &(low, high)) in layer.weights.outer_iter().zip(bounds) {
-        for (output, &weight) in outputs.iter_mut().zip(row) {
-            let weight = i128::from(weight);
-            let (least, most) =
-                if weight >= 0 { (weight * low, weight * high) } else { (weight * high, weight * low) };
-            output.0 += least;
-            output.1 += most;
+/// An interval before it is known to fit 64 bits.
+#[derive(Clone, Copy)]
+struct Span(i128, i128);
+
+impl Linear for Span {
+    const ZERO: Self = Span(0, 0);
+
+    fn plus(self, other: Self) -> Self {
+        Span(self.0 + other.0, self.1 + other.1)
+    }
+
+    fn times_integer(self, factor: i64) -> Self {
+        let factor = i128::from(factor);
+        let (first, second) = (self.0 * factor, self.1 * factor);
+        Span(first.min(second), first.max(second))
+    }
+}
+
+impl From<Interval> for Span {
+    fn from((low, high): Interval) -> Self {
+        Span(low.into(), high.into())
+    }
+}
+
+/// Exact bounds of the result of an operation before truncation, and its window if it compares.
+fn bounds(
+    operation: &Operation,
+    weights: Option<&Weights<i64>>,
+    values: &[&[Interval]],
+) -> (Vec<Span>, Option<u32>) {
+    let rows: Vec<Array2<Span>> = values
+        .iter()
+        .map(|value| Array2::from_shape_fn((1, value.len()), |(_, place)| value[place].into()))
+        .collect();
+    let views: Vec<_> = rows.iter().map(|row| row.view()).collect();
+    if let Some(result) = evaluate::linear(operation, &views) {
+        return (result.into_iter().collect(), None);
+    }
+    let pairs = || values[0].iter().zip(values[1]);
+    match operation {
+        Operation::Relu => {
+            let positive = values[0].iter().map(|&(low, high)| Span(low.max(0).into(), high.max(0).into()));
+            (positive.collect(), Some(comparison_width(values[0])))
+        }
+        Operation::Maximum => {
+            let differences: Vec<Interval> =
+                pairs().map(|(left, right)| (left.0 - right.1, left.1 - right.0)).collect();
+            let larger = pairs().map(|(left, right)| (left.0.max(right.0), left.1.max(right.1)).into());
+            (larger.collect(), Some(comparison_width(&differences)))
+        }
+        Operation::Multiply => {
+            let product = |(left, right): (&Interval, &Interval)| {
+                let corners =
+                    [left.0, left.1].map(|a| [right.0, right.1].map(|b| i128::from(a) * i128::from(b)));
+                let corners = corners.as_flattened();
+                let ends = (corners.iter().min(), corners.iter().max());
+                Span(ends.0.copied().unwrap_or(0), ends.1.copied().unwrap_or(0))
+            };
+            (pairs().map(product).collect(), None)
+        }
+        Operation::Shift { positions, .. } => {
+            let bias = &weights.expect("weights were quantised").bias;
+            let summands: Vec<Span> = bias.iter().map(|&bias| (bias, bias).into()).collect();
+            (evaluate::shift(views[0], &summands, *positions).into_iter().collect(), None)
+        }
+        operation => {
+            let affine = operation.affine().expect("the others are affine");
+            (affine_bounds(&affine, weights.expect("weights were quantised"), values[0]), None)
+        }
+    }
+}
+
+/// Bounds of max(x + a, 0) - max(x + b, 0), which is how values are clipped: never outside of 0 and
+/// a - b. Bounds of the two terms alone would not know that x is the same.
+fn clipped(quantised: &Quantised<'_>, index: usize) -> Option<Vec<Span>> {
+    let step = &quantised.steps[index];
+    if !matches!(&step.operation, Operation::Combine { coefficients } if coefficients == &[1, -1]) {
+        return None;
+    }
+    let made_by = |value: usize| value.checked_sub(1).map(|step| &quantised.steps[step]);
+    let shifted = |value: usize| {
+        let rectified = made_by(value).filter(|step| step.operation == Operation::Relu)?;
+        let shifted = made_by(rectified.inputs[0])?;
+        match (&shifted.operation, &shifted.weights) {
+            (Operation::Shift { channels, positions }, Some(weights)) => {
+                Some((shifted.inputs[0], channels * positions, *positions, &weights.rounded.bias))
+            }
+            _ => None,
+        }
+    };
+    let (first, second) = (shifted(step.inputs[0])?, shifted(step.inputs[1])?);
+    if first.0 != second.0 {
+        return None;
+    }
+    let difference = |place: usize| {
+        let difference = i128::from(first.3[place / first.2]) - i128::from(second.3[place / second.2]);
+        Span(difference.min(0), difference.max(0))
+    };
+    Some((0..first.1).map(difference).collect())
+}
+
+/// Exact bounds of the windows of `values` times the matrices, plus the biases.
+fn affine_bounds(affine: &Affine, weights: &Weights<i64>, values: &[Interval]) -> Vec<Span> {
+    let mut outputs: Vec<Span> = (0..affine.outputs())
+        .map(|output| {
+            let bias = i128::from(weights.bias[affine.channel(output)]);
+            Span(bias, bias)
+        })
+        .collect();
+    let mut sums = vec![(0_i128, 0_i128); affine.outer];
+    for group in 0..affine.groups {
+        let matrix = weights.matrices.index_axis(ndarray::Axis(0), group);
+        for position in 0..affine.positions {
+            sums.fill((0, 0));
+            for (row, place) in matrix.outer_iter().zip(affine.window(group, position)) {
+                let Some(place) = place else { continue };
+                let (low, high) = (i128::from(values[place].0), i128::from(values[place].1));
+                for (sum, &weight) in sums.iter_mut().zip(row) {
+                    let weight = i128::from(weight);
+                    let (least, most) = if weight >= 0 {
+                        (weight * low, weight * high)
+                    } else {
+                        (weight * high, weight * low)
+                    };
+                    sum.0 += least;
+                    sum.1 += most;
+                }
+            }
+            for (outer, sum) in sums.iter().enumerate() {
+                let output = &mut outputs[affine.output(group, outer, position)];
+                output.0 += sum.0;
+                output.1 += sum.1;
+            }
         }
     }
     outputs
 }
 
+/// Window for the comparison of every number with zero.
+fn comparison_width(bounds: &[Interval]) -> u32 {
+    let largest = bounds.iter().map(|(low, high)| low.unsigned_abs().max(high.unsigned_abs())).max();
+    (bits(largest.unwrap_or(0).into()) + 1).max(MINIMUM_WIDTH)
+}
+
 /// Window for the difference of any two different outputs.
-fn difference_width(bounds: &[(i128, i128)]) -> u32 {
+fn difference_width(bounds: &[Interval]) -> u32 {
     let mut largest = 0;
     for (first, &(low, _)) in bounds.iter().enumerate() {
         for (second, &(_, high)) in bounds.iter().enumerate() {
             if first != second {
-                largest = largest.max((high - low).abs());
+                largest = largest.max((high - low).unsigned_abs());
             }
         }
     }
-    (bits(largest.unsigned_abs()) + 1).max(MINIMUM_WIDTH)
+    (bits(largest.into()) + 1).max(MINIMUM_WIDTH)
 }
 
-fn largest_magnitude(bounds: &[(i128, i128)]) -> u128 {
-    bounds.iter().map(|(low, high)| low.unsigned_abs().max(high.unsigned_abs())).max().unwrap_or(0)
+fn largest_magnitude(bounds: &[Span]) -> u128 {
+    bounds.iter().map(|Span(low, high)| low.unsigned_abs().max(high.unsigned_abs())).max().unwrap_or(0)
 }
 
 /// Smallest `l` with `magnitude < 2^l`.
@@ -173,54 +302,62 @@ fn bits(magnitude: u128) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use ndarray::array;
+    use ndarray::{Array2, array};
 
     use super::*;
+    use crate::quantise::enforce;
 
-    fn eight() -> FixedPoint {
-        FixedPoint::new(8).unwrap()
+    fn perceptron(layers: Vec<(Array2<f64>, ndarray::Array1<f64>)>, features: usize) -> Network {
+        Network::perceptron(vec![features], layers).unwrap()
     }
 
     #[test]
     fn bounds_by_hand() {
-        let layers = [
-            QuantisedAffine { weights: array![[256, -512], [-256, 0]], bias: array![65_536, 0] },
-            QuantisedAffine { weights: array![[256, 256], [512, -256]], bias: array![0, 0] },
-        ];
+        let network = perceptron(
+            vec![
+                (array![[1.0, -2.0], [-1.0, 0.0]], array![1.0, 0.0]),
+                (array![[1.0, 1.0], [2.0, -1.0]], array![0.0, 0.0]),
+            ],
+            2,
+        );
         // Scale 256. Inputs [0, 1] and [-1, 1]: first layer 1 + x0 - x1 in [0, 3], -2 x0 in [-2, 0].
         let domain = InputDomain::new(vec![2], vec![0.0, -1.0], vec![1.0]).unwrap();
-        let analysis = analyse_layers(&layers, &domain, eight());
+        let quantised = Quantised::new(&network, &domain, 8).unwrap();
+        let analysis = analyse_steps(&quantised, &domain);
         let ulp = 1.0 / 256.0;
-        let first = &analysis.ranges[0];
+        let [first, relu, second] = &analysis.ranges[..] else { panic!("three steps") };
         assert_eq!((first.minimum, first.maximum), (-2.0, 3.0 + ulp));
         // 3 · 2^16 < 2^18, and 3 + ulp is 769 < 2^10.
-        assert_eq!((first.bound_bits, first.headroom_bits, first.width), (18, 45, 11));
+        assert_eq!((first.bound_bits, first.headroom_bits, first.width), (Some(18), Some(45), 11));
         // After ReLU: [0, 3 + ulp] and [0, ulp].
-        let second = &analysis.ranges[1];
+        assert_eq!((relu.minimum, relu.maximum, relu.bound_bits), (0.0, 3.0 + ulp, None));
         assert_eq!((second.minimum, second.maximum), (-ulp, 3.0 + 4.0 * ulp));
-        assert_eq!(second.layer, 2);
-        assert_eq!(analysis.input_magnitudes, vec![vec![256, 256], vec![769, 1]]);
+        assert_eq!((second.step, second.operation, second.size), (2, "dense", 2));
+        assert_eq!(analysis.values[2], [(0, 769), (0, 1)]);
+        assert_eq!(analysis.windows, [None, Some(11), None]);
         // Differences stay below 3 + 5 ulp, 773 of 2^10.
         assert_eq!(analysis.final_width, Some(11));
+        assert_eq!(enforce(&analysis, &quantised), Ok(11));
     }
 
     #[test]
     fn stops_before_sums_could_overflow() {
-        let huge = 1_i64 << 62;
-        let layer = || QuantisedAffine { weights: array![[huge, huge], [-huge, huge]], bias: array![0, 0] };
+        let huge = (1_i64 << 50) as f64;
+        let layer = || (array![[huge, huge], [-huge, huge]], array![0.0, 0.0]);
+        let network = perceptron(vec![layer(), layer(), layer()], 2);
         let domain = InputDomain::new(vec![2], vec![-1.0], vec![1.0]).unwrap();
-        let analysis = analyse_layers(&[layer(), layer(), layer()], &domain, eight());
+        let analysis = analyse_steps(&Quantised::new(&network, &domain, 8).unwrap(), &domain);
         assert_eq!(analysis.ranges.len(), 1);
-        assert!(analysis.ranges[0].headroom_bits < 0);
+        assert!(analysis.ranges[0].headroom_bits < Some(0));
         assert_eq!(analysis.final_width, None);
     }
 
     #[test]
     fn bound_is_never_below_the_scale() {
-        let layer = QuantisedAffine { weights: array![[0, 0]], bias: array![0, 0] };
+        let network = perceptron(vec![(array![[0.0, 0.0]], array![0.0, 0.0])], 1);
         let domain = InputDomain::new(vec![1], vec![-1.0], vec![1.0]).unwrap();
-        let analysis = analyse_layers(&[layer], &domain, eight());
-        assert_eq!(analysis.ranges[0].bound_bits, 8);
+        let analysis = analyse_steps(&Quantised::new(&network, &domain, 8).unwrap(), &domain);
+        assert_eq!(analysis.ranges[0].bound_bits, Some(8));
         assert_eq!(analysis.final_width, Some(2));
     }
 }

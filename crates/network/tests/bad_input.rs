@@ -36,7 +36,7 @@ fn survive(bytes: &[u8]) {
 #[test]
 fn the_small_model_is_accepted() {
     let network = import(&small_model()).unwrap();
-    assert_eq!((network.input_features(), network.layers().len(), network.classes()), (3, 3, 2));
+    assert_eq!((network.input_features(), network.steps().len(), network.classes()), (3, 3, 2));
 }
 
 #[test]
@@ -116,22 +116,39 @@ fn random_damage_is_survived() {
 /// Nodes of any operator over a few names, so that graphs are often connected and sometimes cyclic.
 fn any_node() -> impl Strategy<Value = NodeProto> {
     const OPERATORS: &[&str] = &[
+        "Abs",
         "Add",
+        "AveragePool",
         "BatchNormalization",
         "Cast",
+        "Clip",
         "Concat",
         "Constant",
+        "Conv",
         "Div",
         "Dropout",
+        "Expand",
         "Flatten",
         "Gather",
         "Gemm",
+        "GlobalAveragePool",
+        "GlobalMaxPool",
+        "HardSigmoid",
+        "HardSwish",
         "Identity",
+        "LeakyRelu",
         "LogSoftmax",
         "MatMul",
+        "Max",
+        "MaxPool",
+        "Min",
         "Mul",
         "Neg",
+        "PRelu",
+        "Pad",
         "Reciprocal",
+        "ReduceMean",
+        "ReduceSum",
         "Relu",
         "Reshape",
         "Shape",
@@ -162,6 +179,13 @@ fn any_node() -> impl Strategy<Value = NodeProto> {
         "epsilon",
         "alpha",
         "allowzero",
+        "kernel_shape",
+        "strides",
+        "pads",
+        "dilations",
+        "group",
+        "ceil_mode",
+        "keepdims",
     ];
     let integer = prop_oneof![-3_i64..12, Just(i64::MIN), Just(i64::MAX), Just(1_i64 << 40)];
     let attribute = (proptest::sample::select(PARAMETERS), proptest::collection::vec(integer, 0..4));
@@ -176,7 +200,8 @@ fn any_node() -> impl Strategy<Value = NodeProto> {
                 match name {
                     "epsilon" | "alpha" => node.float(name, first as f32),
                     "value" => node.tensor(name, integers("", &values)),
-                    "axes" | "perm" | "starts" | "ends" | "value_ints" => node.integers(name, &values),
+                    "axes" | "perm" | "starts" | "ends" | "value_ints" | "kernel_shape" | "strides"
+                    | "pads" | "dilations" => node.integers(name, &values),
                     _ => node.integer(name, first),
                 }
             })
@@ -316,10 +341,6 @@ fn inputs_that_are_no_single_tensor_of_known_shape() {
 #[test]
 fn small_files_cannot_reserve_much_memory() {
     // Each of these is a few kilobytes and would take gigabytes if it were carried out.
-    let relu = vec![node("Relu", &["x"], "y")];
-    let error = refusal(&model(&[60_000], relu, vec![]));
-    assert!(matches!(error, ImportError::TooLarge { .. }), "{error}");
-
     let column = floats("column", &[60_000, 1], &vec![1.0; 60_000]);
     let row = floats("row", &[1, 60_000], &vec![1.0; 60_000]);
     let outer = vec![node("Add", &["column", "row"], "w"), node("MatMul", &["x", "w"], "y")];
@@ -382,5 +403,5 @@ fn deep_chains_do_not_recurse() {
     }
     relus.push(node("Identity", &["n398"], "y"));
     let error = refusal(&model(&[2], relus, vec![]));
-    assert!(matches!(error, ImportError::TooMany { what: "ReLU layers", .. }), "{error}");
+    assert!(error.to_string().contains("more than 128 steps with messages one after the other"), "{error}");
 }

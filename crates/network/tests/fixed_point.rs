@@ -5,24 +5,26 @@
 mod common;
 
 use concilium_network::{
-    Check, FixedLayer, FixedNetwork, InputDomain, Layer, LayerShape, Network, QuantiseError, Rounding,
-    StepError, choose_fractional_bits, quantise,
+    Check, FixedNetwork, InputDomain, Network, Operation, QuantiseError, Rounding, StepError,
+    choose_fractional_bits, quantise,
 };
-use ndarray::{Array1, Array2, array};
+use ndarray::{Array1, Array2, Axis, array};
 use proptest::{collection::vec, prelude::*};
 
 /// Layers of the given sizes with weights from a list, magnified by `gain`.
-fn build(sizes: &[usize], weights: &[f64], gain: f64) -> Network {
+fn layers(sizes: &[usize], weights: &[f64], gain: f64) -> Vec<(Array2<f64>, Array1<f64>)> {
     let mut weights = weights.iter().cycle().map(|weight| weight * gain);
     let mut layers = Vec::new();
     for pair in sizes.windows(2) {
         let mut take = |count: usize| weights.by_ref().take(count).collect::<Vec<f64>>();
         let matrix = Array2::from_shape_vec((pair[0], pair[1]), take(pair[0] * pair[1])).unwrap();
-        layers.push(Layer::Affine { weights: matrix, bias: Array1::from_vec(take(pair[1])) });
-        layers.push(Layer::Relu);
+        layers.push((matrix, Array1::from_vec(take(pair[1]))));
     }
-    layers.pop();
-    Network::new(vec![sizes[0]], layers).unwrap()
+    layers
+}
+
+fn build(sizes: &[usize], weights: &[f64], gain: f64) -> Network {
+    Network::perceptron(vec![sizes[0]], layers(sizes, weights, gain)).unwrap()
 }
 
 #[derive(Clone, Debug)]
@@ -65,25 +67,11 @@ impl Case {
     /// The network, its first weights divided by the magnitude of their feature so that every column
     /// matters.
     fn network(&self) -> Network {
-        let plain = build(&self.sizes, &self.weights, 1.0);
-        let layers = plain
-            .layers()
-            .iter()
-            .enumerate()
-            .map(|(index, layer)| match layer {
-                Layer::Relu => Layer::Relu,
-                Layer::Affine { weights, bias } => {
-                    let mut weights = weights.clone();
-                    if index == 0 {
-                        for (mut row, &(_, _, exponent)) in weights.outer_iter_mut().zip(&self.features) {
-                            row *= 2_f64.powi(-exponent);
-                        }
-                    }
-                    Layer::Affine { weights, bias: bias.clone() }
-                }
-            })
-            .collect();
-        Network::new(vec![self.sizes[0]], layers).unwrap()
+        let mut layers = layers(&self.sizes, &self.weights, 1.0);
+        for (mut row, &(_, _, exponent)) in layers[0].0.outer_iter_mut().zip(&self.features) {
+            row *= 2_f64.powi(-exponent);
+        }
+        Network::perceptron(vec![self.sizes[0]], layers).unwrap()
     }
 
     fn inputs(&self, domain: &InputDomain) -> Array2<f64> {
@@ -99,15 +87,17 @@ impl Case {
 fn evaluate_mixed(fixed: &FixedNetwork, inputs: &Array2<i64>, outcomes: &[bool]) -> Vec<Array2<i64>> {
     let mut outcomes = outcomes.iter().cycle();
     let mut steps: Vec<Array2<i64>> = Vec::new();
-    for layer in fixed.layers() {
+    for step in fixed.steps() {
         let values = steps.last().unwrap_or(inputs);
-        let next = match layer {
-            FixedLayer::Affine { weights, bias, bound_bits } => {
-                let exact = values.dot(weights) + bias;
+        let next = match (&step.operation, &step.weights) {
+            (Operation::Dense { .. }, Some(weights)) => {
+                let exact = values.dot(&weights.matrices.index_axis(Axis(0), 0)) + &weights.bias;
+                let bound_bits = step.bound_bits.unwrap();
                 assert!(exact.iter().all(|z| z.unsigned_abs() < 1 << bound_bits), "a sum beyond its bound");
                 exact.mapv(|z| (z >> fixed.fractional_bits()) + i64::from(*outcomes.next().unwrap()))
             }
-            FixedLayer::Relu { width } => {
+            _ => {
+                let width = step.window.unwrap();
                 assert!(
                     values.iter().all(|x| x.unsigned_abs() < 1 << (width - 1)),
                     "a value beyond its window"
@@ -135,15 +125,13 @@ fn values_stay_within_ranges_windows_and_error_bounds() {
 
             let mixed = evaluate_mixed(&fixed, &encoded, &case.outcomes);
             let mut arriving = encoded.view();
-            for (layer, step) in mixed.iter().enumerate() {
-                prop_assert_eq!(fixed.check_step(layer, arriving, step.view()), Ok(()));
-                if let Some(range) = fixed.ranges().iter().find(|range| range.layer == layer) {
-                    for &value in step {
-                        let value = value as f64 * unit;
-                        prop_assert!((range.minimum..=range.maximum).contains(&value));
-                    }
+            for ((step, result), range) in mixed.iter().enumerate().zip(fixed.ranges()) {
+                prop_assert_eq!(fixed.check_step(step, &[arriving], result.view()), Ok(()));
+                for &value in result {
+                    let value = value as f64 * unit;
+                    prop_assert!((range.minimum..=range.maximum).contains(&value));
                 }
-                arriving = step.view();
+                arriving = result.view();
             }
             let logits = mixed.last().unwrap();
             for row in logits.outer_iter() {
@@ -172,11 +160,11 @@ fn ranges_of_one_layer_are_attained() {
             case.sizes.truncate(2);
             let (network, domain) = (case.network(), case.domain());
             let fixed = quantise(&network, &domain, 16).unwrap();
-            let FixedLayer::Affine { weights, .. } = &fixed.layers()[0] else { unreachable!() };
+            let weights = &fixed.steps()[0].weights.as_ref().unwrap().matrices;
             let corner = |class: usize, most: bool| -> Vec<f64> {
                 (0..domain.features())
                     .map(|feature| {
-                        let high = (weights[(feature, class)] >= 0) == most;
+                        let high = (weights[(0, feature, class)] >= 0) == most;
                         if high { domain.maximum()[feature] } else { domain.minimum()[feature] }
                     })
                     .collect()
@@ -219,22 +207,12 @@ fn rounding_of_truncation() {
 #[test]
 fn columns_of_any_magnitude_are_equally_exact() {
     // The same network and inputs, one with features of about 0.001 and 4000.
-    let plain = build(&[2, 3, 2], &[0.5, -0.25, 1.0, 0.75, -1.0, 0.125, 0.3], 1.0);
+    const WEIGHTS: &[f64] = &[0.5, -0.25, 1.0, 0.75, -1.0, 0.125, 0.3];
+    let plain = build(&[2, 3, 2], WEIGHTS, 1.0);
     let scales = array![2_f64.powi(-10), 4096.0];
-    let layers = plain
-        .layers()
-        .iter()
-        .enumerate()
-        .map(|(index, layer)| match layer {
-            Layer::Affine { weights, bias } if index == 0 => Layer::Affine {
-                weights: weights / &scales.view().insert_axis(ndarray::Axis(1)),
-                bias: bias.clone(),
-            },
-            Layer::Affine { weights, bias } => Layer::Affine { weights: weights.clone(), bias: bias.clone() },
-            Layer::Relu => Layer::Relu,
-        })
-        .collect();
-    let scaled = Network::new(vec![2], layers).unwrap();
+    let mut scaled = layers(&[2, 3, 2], WEIGHTS, 1.0);
+    scaled[0].0 /= &scales.view().insert_axis(Axis(1));
+    let scaled = Network::perceptron(vec![2], scaled).unwrap();
     let inputs = array![[0.3, -0.9], [1.0, 0.123]];
     let plain_domain = InputDomain::new(vec![2], vec![-1.0], vec![1.0]).unwrap();
     let scaled_domain =
@@ -255,11 +233,11 @@ fn too_little_headroom_is_refused_with_layer_bound_and_limit() {
     let network = build(&[2, 2, 2], &[1.0], 300.0);
     let error = quantise(&network, &domain, 12).err().unwrap();
     assert!(
-        matches!(error, QuantiseError::Headroom { layer: 2, bound_bits: 44, headroom_bits: 19, .. }),
+        matches!(error, QuantiseError::Headroom { step: 2, bound_bits: 44, headroom_bits: 19, .. }),
         "{error}"
     );
     let text = error.to_string();
-    for part in ["layer 2", "2^44", "2^39", "24 needed", "weight decay"] {
+    for part in ["step 2", "2^44", "2^39", "24 needed", "weight decay"] {
         assert!(text.contains(part), "{text}");
     }
     let bits = choose_fractional_bits([&network], &domain).unwrap();
@@ -276,7 +254,7 @@ fn too_little_headroom_is_refused_with_layer_bound_and_limit() {
     assert!(matches!(error, QuantiseError::NoFractionalBits { network: 1, .. }), "{error}");
     let report = Check::new(&hopeless, &domain, None).unwrap();
     assert!(!report.accepted());
-    assert!(report.to_string().contains("refused: layer 2"), "{report}");
+    assert!(report.to_string().contains("refused: step 2"), "{report}");
     assert_eq!(report.error_bound, None);
 }
 
@@ -285,15 +263,15 @@ fn weights_that_no_integer_holds_are_refused() {
     let domain = InputDomain::new(vec![2], vec![-1.0], vec![1.0]).unwrap();
     let layer = |weight: f64, bias: f64| {
         let weights = array![[0.0, 0.0], [0.0, weight]];
-        Network::new(vec![2], vec![Layer::Affine { weights, bias: array![bias, 0.0] }]).unwrap()
+        Network::perceptron(vec![2], vec![(weights, array![bias, 0.0])]).unwrap()
     };
     let error = quantise(&layer(f64::MAX, 0.0), &domain, 12).err().unwrap();
-    assert!(matches!(error, QuantiseError::WeightTooLarge { layer: 0, part: "weight", index: 3, .. }));
+    assert!(matches!(error, QuantiseError::WeightTooLarge { step: 0, part: "weight", index: 3, .. }));
     let error = quantise(&layer(0.0, -1e300), &domain, 12).err().unwrap();
     assert!(matches!(error, QuantiseError::WeightTooLarge { part: "bias", index: 0, .. }));
     // Large but representable: the range analysis refuses it instead.
     let error = quantise(&layer(2_f64.powi(49), 0.0), &domain, 12).err().unwrap();
-    assert!(matches!(error, QuantiseError::Headroom { layer: 0, .. }), "{error}");
+    assert!(matches!(error, QuantiseError::Headroom { step: 0, .. }), "{error}");
     for bits in [0, 7, 21, u32::MAX] {
         let error = quantise(&layer(1.0, 0.0), &domain, bits).err().unwrap();
         assert_eq!(error, QuantiseError::FractionalBits { fractional_bits: bits });
@@ -318,26 +296,30 @@ fn wrong_steps_are_found() {
     for (change, allowed) in [(0, true), (1, true), (2, false), (-1, false)] {
         let mut changed = steps[0].clone();
         changed[(0, 2)] += change;
-        let found = fixed.check_step(0, inputs.view(), changed.view());
+        let found = fixed.check_step(0, &[inputs.view()], changed.view());
         assert_eq!(found.is_ok(), allowed, "{change}");
         if let Err(error) = found {
-            assert!(matches!(error, StepError::Value { layer: 0, row: 0, output: 2, .. }), "{error}");
+            assert!(matches!(error, StepError::Value { step: 0, row: 0, output: 2, .. }), "{error}");
         }
     }
     let mut changed = steps[1].clone();
     changed[(0, 0)] += 1;
-    assert!(fixed.check_step(1, steps[0].view(), changed.view()).is_err());
+    assert!(fixed.check_step(1, &[steps[0].view()], changed.view()).is_err());
     assert!(matches!(
-        fixed.check_step(3, inputs.view(), changed.view()),
-        Err(StepError::NoLayer { layer: 3, layers: 3 })
+        fixed.check_step(3, &[inputs.view()], changed.view()),
+        Err(StepError::NoStep { step: 3, steps: 3 })
     ));
     assert!(matches!(
-        fixed.check_step(0, changed.view(), changed.view()),
+        fixed.check_step(0, &[changed.view()], changed.view()),
         Err(StepError::Shape { part: "inputs", .. })
     ));
     assert!(matches!(
-        fixed.check_step(0, inputs.view(), inputs.view()),
+        fixed.check_step(0, &[inputs.view()], inputs.view()),
         Err(StepError::Shape { part: "outputs", .. })
+    ));
+    assert!(matches!(
+        fixed.check_step(0, &[], changed.view()),
+        Err(StepError::Shape { part: "inputs", found: [1, 0], expected: [1, 1], .. })
     ));
 }
 
@@ -350,9 +332,9 @@ fn architecture_holds_sizes_and_no_weights() {
     assert_eq!((architecture.input_features, architecture.classes), (2, 2));
     assert_eq!(architecture.parameter_count(), network.parameter_count());
     assert_eq!(architecture.final_width, fixed.final_width());
-    assert!(matches!(architecture.layers[0], LayerShape::Affine { inputs: 2, outputs: 3, .. }));
-    assert!(matches!(architecture.layers[1], LayerShape::Relu { size: 3, .. }));
-    assert!(matches!(architecture.layers[2], LayerShape::Affine { inputs: 3, outputs: 2, .. }));
+    let operations: Vec<_> = architecture.steps.iter().map(|step| step.operation.clone()).collect();
+    let dense = |inputs, outputs| Operation::Dense { inputs, outputs };
+    assert_eq!(operations, [dense(2, 3), Operation::Relu, dense(3, 2)]);
 }
 
 #[test]

@@ -131,16 +131,11 @@ fn fixed_point_stays_within_its_bound() {
 /// The operators that each refused model must be refused for.
 const REFUSED: &[(&str, &[&str])] = &[
     ("unsupported_runtime_fused", &["FusedGemm"]),
-    ("unsupported_convolution", &["Conv", "MaxPool"]),
     ("unsupported_tanh", &["Tanh"]),
     ("unsupported_lstm", &["LSTM"]),
-    ("unsupported_several", &["Erf", "Mul", "LayerNormalization", "Elu"]),
-    ("unsupported_relu6", &["Clip"]),
-    ("unsupported_leaky_relu", &["LeakyRelu"]),
+    ("unsupported_several", &["Erf", "LayerNormalization", "Elu"]),
     ("unsupported_sigmoid_inside", &["Sigmoid"]),
     ("unsupported_softmax_inside", &["Softmax"]),
-    ("unsupported_residual", &["Add"]),
-    ("unsupported_gated", &["Mul"]),
     ("unsupported_sklearn_scaler", &["Scaler"]),
     ("unsupported_sklearn_logistic_activation", &["Sigmoid"]),
     ("unsupported_sklearn_logistic_regression", &["LinearClassifier", "Normalizer"]),

@@ -6,7 +6,7 @@ mod common;
 
 use common::{WithAttributes, floats, integers, model, node, sequence, typed, value_info};
 use concilium_network::{
-    ImportError, Layer, Network, import,
+    ImportError, Network, import,
     onnx::{ModelProto, NodeProto, TensorProto, ValueInfoProto, data_type},
 };
 use ndarray::{Array2, array};
@@ -102,7 +102,7 @@ fn matmul_and_elementwise_arithmetic_fuse_to_one_layer() {
     // Row 2: [2.5, -1] -> [1.25, -0.25] -> [12.5, -2.5] -> [11.5, -3.5] -> [8, -7] -> [8.5, -7.5].
     let expected = array![[-21.0, -22.5], [-8.5, 7.5]];
     let imported = network(&model(&[2], nodes.clone(), constants.clone()));
-    assert_eq!(imported.layers().len(), 1);
+    assert_eq!(imported.steps().len(), 1);
     let operators: Vec<_> = imported.origin().unwrap().operators.clone();
     assert!(operators.contains(&("Sub".to_owned(), 2)), "{operators:?}");
     check(&[2], nodes, constants, two(), expected);
@@ -119,7 +119,7 @@ fn relu_separates_layers_and_is_idempotent() {
     ];
     let w = floats("w", &[2, 2], &[1.0, 1.0, -1.0, 1.0]);
     let imported = network(&model(&[2], nodes.clone(), vec![w.clone()]));
-    assert_eq!(imported.layers().len(), 3);
+    assert_eq!(imported.steps().len(), 3);
     // [1, -2] -> [3, -1] -> [3, 0] -> [3, 3] -> [0, 6]; [0.5, 4] -> [-3.5, 4.5] -> [0, 4.5] -> [-4.5, 4.5]
     // -> [-9, 0].
     check(&[2], nodes, vec![w], two(), array![[0.0, 6.0], [-9.0, 0.0]]);
@@ -353,7 +353,7 @@ fn the_output_is_chosen_by_its_shape_or_not_at_all() {
         several.graph.as_mut().unwrap().output = list;
     };
     outputs(&mut several, vec![value_info("hidden", &[None, Some(200)]), value_info("y", &[None, Some(2)])]);
-    assert_eq!(network(&several).layers().len(), 3);
+    assert_eq!(network(&several).steps().len(), 2);
     outputs(&mut several, vec![value_info("hidden", &[None, Some(2)]), value_info("y", &[None, Some(2)])]);
     let error = refusal(&several).to_string();
     assert!(error.contains("2 outputs (\"hidden\", \"y\")"), "{error}");
@@ -387,22 +387,26 @@ fn formats_of_weights() {
     for tensor in tensors {
         let format = format!("{tensor:?}");
         let imported = network(&model(&[2], vec![node("MatMul", &["x", "w"], "y")], vec![tensor]));
-        let Layer::Affine { weights, .. } = &imported.layers()[0] else { panic!("{format}") };
-        assert_eq!(weights, array![[1.5, -0.25], [2.0, 0.5]], "{format}");
+        let weights = imported.steps()[0].weights.as_ref().unwrap_or_else(|| panic!("{format}"));
+        assert_eq!(weights.matrices, array![[[1.5, -0.25], [2.0, 0.5]]], "{format}");
     }
 }
 
 #[test]
-fn what_is_not_linear_is_refused_at_its_node() {
+fn what_cannot_be_computed_is_refused_at_its_node() {
     let w = || floats("w", &[2, 2], &[1.0; 4]);
-    check_unsupported(&[2], vec![node("Add", &["x", "x"], "y")], vec![], "Add");
+    check_unsupported(&[2], vec![node("Div", &["x", "x"], "y")], vec![], "Div");
     check_unsupported(&[2], vec![node("Div", &["w", "x"], "y")], vec![floats("w", &[2], &[1.0; 2])], "Div");
+    check_unsupported(&[2], vec![node("MatMul", &["x", "x"], "y")], vec![], "MatMul");
     check_unsupported(&[2], vec![node("MatMul", &["w", "x"], "y")], vec![w()], "MatMul");
     check_unsupported(&[2, 2], vec![node("MatMul", &["x", "w"], "y")], vec![w()], "MatMul");
     check_unsupported(&[2], vec![node("Transpose", &["x"], "y")], vec![], "Transpose");
     check_unsupported(&[1], vec![node("Add", &["x", "w"], "y")], vec![floats("w", &[3], &[1.0; 3])], "Add");
     let per_sample = floats("w", &[2, 2], &[1.0; 4]);
     check_unsupported(&[2], vec![node("Add", &["x", "w"], "y")], vec![per_sample], "Add");
+    // Two values that depend on the input are added and multiplied.
+    check(&[2], vec![node("Add", &["x", "x"], "y")], vec![], two(), 2.0 * two());
+    check(&[2], vec![node("Mul", &["x", "x"], "y")], vec![], two(), two() * two());
 }
 
 #[test]
@@ -416,8 +420,8 @@ fn all_unsupported_nodes_are_listed_with_domain_and_opset() {
         unnamed,
         node("Relu", &["b"], "c"),
         custom,
-        // Two values that depend on the input, whatever the nodes before give.
-        node("Mul", &["d", "x"], "y"),
+        // A division by a value that depends on the input, whatever the nodes before give.
+        node("Div", &["d", "x"], "y"),
         // Not used by the output.
         node("LSTM", &["x"], "unused"),
     ];
@@ -435,11 +439,11 @@ fn all_unsupported_nodes_are_listed_with_domain_and_opset() {
             ("Conv_a", "Conv", "ai.onnx", Some(17)),
             ("without name, output b", "Tanh", "ai.onnx", Some(17)),
             ("Fancy_d", "Fancy", "com.example", None),
-            ("Mul_y", "Mul", "ai.onnx", Some(17)),
+            ("Div_y", "Div", "ai.onnx", Some(17)),
         ]
     );
     assert!(text.contains("4 unsupported nodes:\n  Conv_a: Conv (ai.onnx, opset 17)"), "{text}");
-    assert!(text.contains("use Relu between layers"), "{text}");
+    assert!(text.contains("use Relu, LeakyRelu, Clip or HardSwish between layers"), "{text}");
 }
 
 #[test]

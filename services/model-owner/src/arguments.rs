@@ -8,7 +8,7 @@ use concilium_privacy::NanoRho;
 /// Check, share and withdraw a model owner's networks.
 ///
 /// A model is split into secret shares on this machine; none of the three servers sees its weights.
-/// What they see is its architecture: layer sizes, number of classes and comparison windows.
+/// What they see is its architecture: operations, sizes, number of classes and comparison windows.
 #[derive(Clone, Debug, Parser)]
 #[command(version, after_help = AFTER_HELP)]
 pub struct Arguments {
@@ -148,9 +148,9 @@ Exit codes:
   4  a server is unavailable; the same command may succeed later";
 
 const AFTER_CHECK_HELP: &str = "\
-The report shows, layer by layer, how large values can become for inputs within the ranges, and how
+The report shows, step by step, how large values can become for inputs within the ranges, and how
 much room the ring leaves above them. The model is then run on random inputs by three parties in
-this process, and every layer is compared with plaintext. Nothing is sent.
+this process, and every step is compared with plaintext. Nothing is sent.
 
 Examples:
   concilium-owner check model.onnx --task-file tasks.toml --task heart

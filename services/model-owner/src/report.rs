@@ -28,8 +28,12 @@ pub fn secure_run(
         "\nsecure run of three parties in this process: {} random rows, --seed {}",
         run.rows, run.seed
     ))?;
-    let mut rows = vec![vec!["layer".to_owned(), "largest difference to plaintext (last places)".to_owned()]];
-    rows.extend(run.layers.iter().enumerate().map(|(layer, off)| vec![layer.to_string(), off.to_string()]));
+    let mut rows =
+        vec![["step", "name", "largest difference to plaintext (last places)"].map(str::to_owned).to_vec()];
+    rows.extend(run.steps.iter().enumerate().map(|(step, (name, off))| {
+        let name = if name.is_empty() { "-" } else { name };
+        vec![step.to_string(), name.to_owned(), off.to_string()]
+    }));
     output.table(&rows)?;
     output.line(format_args!(
         "logits          at most {:.3e} off the network in double precision; proven: {:.3e}",

@@ -1,7 +1,7 @@
 //! A model under the three-party computation, all three parties in this process.
 //!
 //! The owner sees before sharing that the servers will compute what its model computes: the model is
-//! dealt as it will be, evaluated as the servers evaluate it, and every layer is opened and compared
+//! dealt as it will be, evaluated as the servers evaluate it, and every step is opened and compared
 //! with plaintext. Nothing leaves the process.
 
 use std::{sync::Arc, time::Duration, time::Instant};
@@ -64,8 +64,9 @@ pub struct SecureRun {
     pub rows: usize,
     /// Seed of the drawn inputs.
     pub seed: u64,
-    /// For each layer the largest difference to the fixed-point plaintext, in units of the last place.
-    pub layers: Vec<i64>,
+    /// For each step its name and the largest difference to the fixed-point plaintext, in units of the
+    /// last place.
+    pub steps: Vec<(String, i64)>,
     /// Largest difference of a logit to the network in double precision.
     pub logit_difference: f64,
     /// The proven bound of that difference.
@@ -110,25 +111,29 @@ pub fn secure_run(
     let parts = run(seed, |party| {
         let place = party.index().number();
         let mut seen = Vec::new();
-        logits_observed(party, &ensembles[place], &input[place], |layer, _, values| {
-            seen.push((layer, Shares::new(values.own().to_owned(), values.next().to_owned())));
+        logits_observed(party, &ensembles[place], &input[place], |step, _, values| {
+            seen.push((step, Shares::new(values.own().to_owned(), values.next().to_owned())));
         })
         .map(|_| seen)
     });
     let [first, second, third] = parts;
-    let (first, second, third) = (first?, second?, third?);
-    let plain = fixed.trace(encoded.view(), Rounding::Nearest);
-    let mut layers = Vec::with_capacity(plain.len());
-    let mut values = encoded;
-    for (((layer, own), (_, next)), ((_, other), plain)) in
-        first.into_iter().zip(second).zip(third.into_iter().zip(&plain))
-    {
-        let opened = reconstruct(&[own, next, other]).mapv(|value| value.to_signed());
-        fixed.check_step(layer, values.view(), opened.view())?;
-        let differences = opened.iter().zip(plain).map(|(secure, plain)| (secure - plain).abs());
-        layers.push(differences.max().unwrap_or(0));
-        values = opened;
+    let mut opened: Vec<Option<Array2<i64>>> = vec![None; fixed.steps().len() + 1];
+    opened[0] = Some(encoded.clone());
+    for (((step, own), (_, next)), (_, other)) in first?.into_iter().zip(second?).zip(third?) {
+        opened[step + 1] = Some(reconstruct(&[own, next, other]).mapv(|value| value.to_signed()));
     }
+    let opened: Vec<Array2<i64>> =
+        opened.into_iter().map(|value| value.expect("every step of a model is evaluated")).collect();
+    let plain = fixed.trace(encoded.view(), Rounding::Nearest);
+    let mut steps = Vec::with_capacity(plain.len());
+    for (index, (step, plain)) in fixed.steps().iter().zip(&plain).enumerate() {
+        let inputs: Vec<_> = step.inputs.iter().map(|&value| opened[value].view()).collect();
+        let result = &opened[index + 1];
+        fixed.check_step(index, &inputs, result.view())?;
+        let differences = result.iter().zip(plain).map(|(secure, plain)| (secure - plain).abs());
+        steps.push((step.name.clone(), differences.max().unwrap_or(0)));
+    }
+    let values = opened.last().expect("there is the input at least");
 
     let unit = (-f64::from(fixed.fractional_bits())).exp2();
     let exact = network.evaluate(drawn.view());
@@ -157,7 +162,7 @@ pub fn secure_run(
     Ok(SecureRun {
         rows,
         seed,
-        layers,
+        steps,
         logit_difference,
         error_bound: fixed.error_bound(),
         votes_agree,
@@ -211,7 +216,7 @@ fn deal_and_wipe(mut elements: Vec<Z64>) -> Result<[DealtShare; 3], SharingError
 
 #[cfg(test)]
 mod tests {
-    use concilium_network::{Layer, choose_fractional_bits, quantise};
+    use concilium_network::{choose_fractional_bits, quantise};
     use ndarray::Array1;
 
     use super::*;
@@ -221,18 +226,18 @@ mod tests {
         let seed = std::env::var("CONCILIUM_TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(11);
         eprintln!("CONCILIUM_TEST_SEED={seed}");
         let mut random = StdRng::seed_from_u64(seed);
-        let mut layer = |inputs, outputs| Layer::Affine {
-            weights: Array2::from_shape_fn((inputs, outputs), |_| random.random::<f64>() - 0.5),
-            bias: Array1::from_shape_fn(outputs, |_| random.random::<f64>() - 0.5),
+        let mut layer = |inputs, outputs| {
+            let weights = Array2::from_shape_fn((inputs, outputs), |_| random.random::<f64>() - 0.5);
+            (weights, Array1::from_shape_fn(outputs, |_| random.random::<f64>() - 0.5))
         };
-        let layers = vec![layer(6, 9), Layer::Relu, layer(9, 4)];
-        let network = Network::new(vec![2, 3], layers).unwrap();
+        let layers = vec![layer(6, 9), layer(9, 4)];
+        let network = Network::perceptron(vec![2, 3], layers).unwrap();
         let domain =
             InputDomain::new(vec![2, 3], vec![0.0, -100.0, 0.001, 0.0, -1.0, 0.0], vec![4000.0]).unwrap();
         let bits = choose_fractional_bits([&network], &domain).unwrap();
         let fixed = quantise(&network, &domain, bits).unwrap();
         let shown = secure_run(&network, &fixed, &domain, 5, seed).unwrap();
-        assert_eq!((shown.rows, shown.layers.len()), (5, 3));
+        assert_eq!((shown.rows, shown.steps.len()), (5, 3));
         assert!(shown.logit_difference <= shown.error_bound && shown.error_bound > 0.0, "{shown:?}");
         assert!(shown.rounds > 3 && shown.bytes_sent.iter().all(|&bytes| bytes > 0), "{shown:?}");
         assert!(shown.memory_bytes.iter().all(|&bytes| bytes >= 16 * (6 * 9 + 9 * 4)), "{shown:?}");

@@ -23,8 +23,8 @@ use crate::models::{Entry, ModelKey, Terms, Upload};
 use crate::prediction::{broken, no_header, read_components, second_header};
 use crate::task::Task;
 
-/// Largest JSON of an architecture: 64 layers take far less.
-const MAXIMUM_ARCHITECTURE_BYTES: usize = 64 * 1024;
+/// Largest JSON of an architecture: a thousand steps of a few hundred bytes each.
+const MAXIMUM_ARCHITECTURE_BYTES: usize = 256 * 1024;
 
 /// Serves owners.
 pub struct ModelService {
@@ -158,9 +158,8 @@ fn check_header(
             got: header.architecture.len() as u64,
         });
     }
-    let architecture: Architecture = serde_json::from_slice(&header.architecture)
-        .map_err(|error| rejected(format!("the architecture is no valid JSON description: {error}")))?;
-    architecture.validate().map_err(|error| rejected(error.to_string()))?;
+    let architecture = Architecture::from_json(&header.architecture)
+        .map_err(|error| rejected(format!("the architecture is refused: {error}")))?;
     let fits = [
         ("input features", task.domain.features(), architecture.input_features),
         ("classes", task.policy.bins, architecture.classes),

@@ -27,10 +27,11 @@ mod stored;
 use stored::{StoredModel, load, stored_bytes};
 
 /// Key `task/owner/model`, none of which contains a slash; value an encoded [`StoredModel`].
-const MODELS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("models-v2");
+const MODELS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("models-v3");
 
-/// What versions before 0.2 wrote: models without epoch.
-const OLD_MODELS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("models-v1");
+/// What older versions wrote: models without epoch, and models that were lists of layers.
+const OLD_MODELS: [TableDefinition<'_, &str, &[u8]>; 2] =
+    [TableDefinition::new("models-v1"), TableDefinition::new("models-v2")];
 
 /// Why the store can't be used.
 #[derive(Debug, Error)]
@@ -46,7 +47,7 @@ pub enum ModelStoreError {
     },
     /// An older version of the program wrote the file.
     #[error(
-        "the model store {} was written by an older version, which kept no epochs with the models; move the file away, \
+        "the model store {} was written by an older version, which kept models in another form; move the file away, \
          and let the owners share their models again",
         path.display()
     )]
@@ -185,7 +186,7 @@ impl ModelStore {
         store.write(|table| table.len().map(|_| ()))?;
         let mut entries = BTreeMap::new();
         let read = store.database.begin_read().map_err(|error| storage(error.to_string()))?;
-        if read.open_table(OLD_MODELS).is_ok() {
+        if OLD_MODELS.iter().any(|&table| read.open_table(table).is_ok()) {
             return Err(ModelStoreError::Schema { path: path.to_owned() });
         }
         let table = read.open_table(MODELS).map_err(|error| storage(error.to_string()))?;
@@ -405,4 +406,26 @@ fn unknown(key: &ModelKey) -> RpcError {
 
 pub(crate) fn internal(error: impl fmt::Display) -> RpcError {
     RpcError::Internal { problem: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_of_an_older_version_is_refused_by_its_path() {
+        for table in OLD_MODELS {
+            let folder = tempfile::tempdir().expect("a folder");
+            let path = folder.path().join("models.redb");
+            let database = Database::create(&path).expect("a new file");
+            let transaction = database.begin_write().expect("a transaction");
+            transaction.open_table(table).expect("a new table");
+            transaction.commit().expect("written");
+            drop(database);
+            let here = PartyIndex::ALL[0];
+            let refusal = ModelStore::open(here, &path, Epochs::default()).err().expect("must be refused");
+            assert!(matches!(refusal, ModelStoreError::Schema { .. }), "{refusal}");
+            assert!(refusal.to_string().contains("share their models again"), "{refusal}");
+        }
+    }
 }

@@ -5,7 +5,7 @@ mod support;
 use std::time::Duration;
 
 use concilium_mpc::opening::open_confident_labels;
-use concilium_network::{Layer, Network};
+use concilium_network::Network;
 use concilium_rpc::identity::Role;
 use concilium_rpc::v1::GetBudgetRequest;
 use concilium_rpc::v1::budget_client::BudgetClient;
@@ -43,7 +43,7 @@ fn network(own: usize) -> Network {
         if feature == FEATURES - 1 && class == 0 { 4.0 } else { 0.0 }
     });
     let bias = Array1::from_shape_fn(CLASSES, |class| if class == own { 1.0 } else { 0.0 });
-    Network::new(vec![FEATURES], vec![Layer::Affine { weights, bias }]).expect("sizes fit")
+    Network::perceptron(vec![FEATURES], vec![(weights, bias)]).expect("sizes fit")
 }
 
 /// One row for each entry: on a set one all models agree on class 0, on another they are split.

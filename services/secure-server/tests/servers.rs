@@ -341,12 +341,20 @@ async fn models_are_compared_listed_withdrawn_and_replaced() {
     // An architecture that lies about its size is refused before any share is read.
     let mut huge = model_upload("votes", "huge", &shifted_network(0));
     huge.headers[0].architecture =
-        br#"{"input_features":4,"classes":3,"fractional_bits":12,"layers":[{"kind":"affine","inputs":4,"outputs":99999999,"bound_bits":30}],"final_width":20}"#
+        br#"{"format":2,"input_features":4,"classes":3,"fractional_bits":12,"steps":[{"inputs":[0],"operation":{"kind":"dense","inputs":4,"outputs":99999999},"bound_bits":30}],"final_width":20}"#
             .to_vec()
             .into();
     let refusal = huge.send_to(&owner, 0).await.expect_err("too large");
     assert_eq!(refusal.reason(), "MODEL_REJECTED");
     assert!(refusal.to_string().contains("99999999"), "{refusal}");
+    // So is one of a program that wrote another format.
+    huge.headers[0].architecture =
+        br#"{"input_features":4,"classes":3,"fractional_bits":12,"layers":[{"kind":"affine","inputs":4,"outputs":3,"bound_bits":30}],"final_width":20}"#
+            .to_vec()
+            .into();
+    let refusal = huge.send_to(&owner, 0).await.expect_err("another format");
+    assert_eq!(refusal.reason(), "MODEL_REJECTED");
+    assert!(refusal.to_string().contains("its format is 1, this program reads 2"), "{refusal}");
 }
 
 /// A server is killed at some moment of a batch, again and again. Clients repeat under the same id

@@ -222,9 +222,7 @@ pub(super) fn transpose(
             budget.charge(array.len(), node)?;
             transpose_array(array, permutation, node).map(Value::integer)
         }
-        _ => {
-            unsupported("only constants are transposed; flatten the input in the order of the training data")
-        }
+        _ => unsupported("expected a constant"),
     }
 }
 
@@ -272,7 +270,9 @@ pub(super) fn concatenate(
             charge_all(&views, node, budget)?;
             concatenate_arrays(&views, axis, node).map(Value::integer)
         }
-        None => unsupported("only constants, or a probability and its complement, are joined"),
+        None => {
+            unsupported("joins values of the input with constants, or probabilities other than p and 1 - p")
+        }
     }
 }
 
@@ -319,7 +319,7 @@ pub(super) fn gather(
     match value {
         Value::Float(array) => gather_array(array, indices, axis, node, budget).map(Value::float),
         Value::Integer(array) => gather_array(array, indices, axis, node, budget).map(Value::integer),
-        _ => unsupported("only constants and shapes are indexed; select features before the model"),
+        _ => unsupported("expected a constant or a value that depends on the input"),
     }
 }
 
@@ -367,7 +367,7 @@ pub(super) fn slice(
     match value {
         Value::Float(array) => slice_array(array, ranges, node, budget).map(Value::float),
         Value::Integer(array) => slice_array(array, ranges, node, budget).map(Value::integer),
-        _ => unsupported("only constants and shapes are sliced; select features before the model"),
+        _ => unsupported("expected a constant or a value that depends on the input"),
     }
 }
 

@@ -188,8 +188,8 @@ pub enum ImportError {
         /// What is wrong and what would be right.
         reason: String,
     },
-    /// The layers do not make up a network that can be shared.
-    #[error("the imported layers are refused: {0}")]
+    /// The steps do not make up a network that can be shared.
+    #[error("the imported network is refused: {0}")]
     Network(#[from] NetworkError),
 }
 
@@ -233,7 +233,7 @@ impl fmt::Display for UnsupportedNodes {
         }
         write!(
             formatter,
-            "\nSupported are dense layers with ReLU between them and what can be fused into them."
+            "\nSupported are convolutions, dense layers, pooling, sums of values and rectifiers such as ReLU."
         )
     }
 }

@@ -7,10 +7,11 @@ use super::{
     activation::Activation,
     constant::{self, Arithmetic, refuse_zero},
     error::quoted,
+    layout,
     node::Node,
-    value::{BOTH_DEPEND_ON_THE_INPUT, Failure, Value, list, mismatch, unsupported},
+    value::{DIVISOR_DEPENDS_ON_THE_INPUT, Failure, Value, list, mismatch, unsupported},
 };
-use crate::erase::Erasing;
+use crate::{erase::Erasing, program::Operation};
 
 /// `Add`, `Sub`, `Mul` and `Div`.
 pub(super) fn arithmetic(node: &mut Node<'_>, operation: Arithmetic) -> Result<Value, Failure> {
@@ -36,9 +37,7 @@ pub(super) fn arithmetic(node: &mut Node<'_>, operation: Arithmetic) -> Result<V
                 Arithmetic::Add => (ones, operand),
                 Arithmetic::Subtract => (-ones, operand),
                 Arithmetic::Multiply => (operand, zeros),
-                Arithmetic::Divide => {
-                    return unsupported("divides by a value that depends on the input");
-                }
+                Arithmetic::Divide => return unsupported(DIVISOR_DEPENDS_ON_THE_INPUT),
             };
             scaled(node, &activation, scale, shift)
         }
@@ -49,7 +48,18 @@ pub(super) fn arithmetic(node: &mut Node<'_>, operation: Arithmetic) -> Result<V
         {
             Ok(Value::Sigmoid { logit, complement: !complement, source })
         }
-        (Value::Activation(_), Value::Activation(_)) => unsupported(BOTH_DEPEND_ON_THE_INPUT),
+        (Value::Activation(left), Value::Activation(right)) => {
+            if operation == Arithmetic::Divide {
+                return unsupported(DIVISOR_DEPENDS_ON_THE_INPUT);
+            }
+            let [left, right] = layout::together(node, &left, &right)?;
+            let pair = [&left, &right];
+            Ok(Value::Activation(match operation {
+                Arithmetic::Add => node.builder.sum(&pair, &[1, 1], node.budget, node.name)?,
+                Arithmetic::Subtract => node.builder.sum(&pair, &[1, -1], node.budget, node.name)?,
+                _ => node.builder.pairwise(Operation::Multiply, pair, node.budget, node.name)?,
+            }))
+        }
         (left @ (Value::Float(_) | Value::Integer(_)), right @ (Value::Float(_) | Value::Integer(_))) => {
             constant::arithmetic(operation, &left, &right, node.name, node.budget)
         }
@@ -188,7 +198,7 @@ fn scaled(
     shift: Array1<f64>,
 ) -> Result<Value, Failure> {
     let (scale, shift) = (Erasing::new(scale), Erasing::new(shift));
-    Ok(Value::Activation(activation.scaled(&scale, &shift, node.budget, node.name)?))
+    Ok(Value::Activation(activation.scaled(node.builder, &scale, &shift, node.budget, node.name)?))
 }
 
 fn multiplied(
@@ -199,13 +209,15 @@ fn multiplied(
     shape: Vec<usize>,
 ) -> Result<Value, Failure> {
     let bias: Erasing<Ix1> = Erasing::new(bias);
-    let result = activation.multiplied(weights, bias, shape, node.budget, node.name)?;
+    let result = activation.multiplied(node.builder, weights, bias, shape, node.budget, node.name)?;
     Ok(Value::Activation(result))
 }
 
 fn not_a_layer(left: &Value, right: &Value) -> Result<Value, Failure> {
     match (left, right) {
-        (Value::Activation(_), Value::Activation(_)) => unsupported(BOTH_DEPEND_ON_THE_INPUT),
+        (Value::Activation(_), Value::Activation(_)) => {
+            unsupported("both matrices depend on the input; only products with a constant are supported")
+        }
         _ => unsupported("only a value that depends on the input times a constant is supported"),
     }
 }
@@ -238,7 +250,11 @@ fn check_inner(node: &str, features: usize, rows: usize) -> Result<(), Failure> 
 }
 
 /// The operand of elementwise arithmetic, one value for each feature.
-fn per_sample(activation: &Activation, constant: &ArrayD<f64>, node: &str) -> Result<Array1<f64>, Failure> {
+pub(super) fn per_sample(
+    activation: &Activation,
+    constant: &ArrayD<f64>,
+    node: &str,
+) -> Result<Array1<f64>, Failure> {
     let rank = activation.shape.len();
     let shape = constant.shape();
     if shape.len() > rank + 1 {

@@ -1,8 +1,8 @@
 //! Reads feed-forward classifiers from ONNX, as PyTorch and scikit-learn export them.
 //!
 //! The graph is walked once, from the input to the scores of the classes. Each name stands for a
-//! constant, for an affine function of the input or of a ReLU's output, or for the scores
-//! themselves; so whatever is linear between two ReLUs ends up in one dense layer. A final softmax or
+//! constant, for an affine function of the input or of a step's result, or for the scores
+//! themselves; so whatever is linear between two other steps ends up in one. A final softmax or
 //! sigmoid is dropped because it does not change the order of the classes. What computes a label from
 //! the scores is not looked at.
 //!
@@ -11,15 +11,19 @@
 
 mod activation;
 mod budget;
+mod builder;
 mod constant;
 mod error;
 mod graph;
+mod layout;
 mod linear;
 mod node;
 mod operators;
+mod rectify;
 mod shape;
 mod tensor;
 mod value;
+mod windows;
 mod wire;
 
 use std::{
@@ -34,15 +38,16 @@ use zeroize::Zeroizing;
 
 pub use self::error::{ImportError, UnsupportedNode, UnsupportedNodes};
 use self::{
-    activation::{Activation, Stages},
+    activation::Activation,
     budget::Budget,
+    builder::Builder,
     error::{escaped, quoted},
     graph::{Plan, Provider},
     node::{Node, node_name},
-    value::{BOTH_DEPEND_ON_THE_INPUT, Failure, ONLY_AT_THE_END, Value},
+    value::{DIVISOR_DEPENDS_ON_THE_INPUT, Failure, ONLY_AT_THE_END, Value},
 };
 use crate::{
-    model::{Network, Origin},
+    model::{Network, Origin, Step},
     onnx::{GraphProto, ModelProto, OperatorSetIdProto},
 };
 
@@ -113,19 +118,18 @@ pub fn import(bytes: &[u8]) -> Result<Network, ImportError> {
     let origin = origin(graph, &plan, opset, &model.0.producer_name, &model.0.producer_version);
     let (shape, batch) = graph::input_shape(&graph.input[plan.input])?;
 
-    let (stages, input) = Stages::new(shape.clone());
     let walk = Walk {
         opset,
         opsets: &model.0.opset_import,
         batch,
-        input,
-        stages,
+        input: Activation::input(shape.clone()),
+        builder: Builder::default(),
         budget: Budget::default(),
         values: HashMap::new(),
         unsupported: BTreeMap::new(),
     };
-    let layers = walk.run(graph, &plan)?;
-    Ok(Network::new(shape, layers)?.with_origin(origin))
+    let steps = walk.run(graph, &plan)?;
+    Ok(Network::new(shape, steps)?.with_origin(origin))
 }
 
 /// Overwrites the constants of a model when it is dropped.
@@ -171,7 +175,7 @@ struct Walk<'a> {
     batch: Option<usize>,
     /// The input as a value.
     input: Activation,
-    stages: Stages,
+    builder: Builder,
     budget: Budget,
     /// Values of all names so far.
     values: HashMap<String, Value>,
@@ -180,7 +184,7 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    fn run(mut self, graph: &mut GraphProto, plan: &Plan) -> Result<Vec<crate::model::Layer>, ImportError> {
+    fn run(mut self, graph: &mut GraphProto, plan: &Plan) -> Result<Vec<Step>, ImportError> {
         // All operators are looked at before any is evaluated, so that a broken node cannot hide
         // unsupported ones behind it.
         for &index in &plan.order {
@@ -200,14 +204,14 @@ impl Walk<'_> {
             Value::Activation(logits) | Value::Scores { logits, .. } => logits,
             Value::Sigmoid { logit, complement, .. } => {
                 let sign = if complement { -1.0 } else { 1.0 };
-                logit.two_logits([0.0, sign], &mut self.budget)?
+                logit.two_logits([0.0, sign], &mut self.builder, &mut self.budget)?
             }
             other => {
                 let reason = format!("output {} is {}, no scores", quoted(&plan.output), other.description());
                 return Err(ImportError::Output { reason });
             }
         };
-        self.stages.into_layers(&logits, &mut self.budget)
+        self.builder.into_steps(&logits, &mut self.budget)
     }
 
     fn walk(&mut self, graph: &mut GraphProto, plan: &Plan) -> Result<(), ImportError> {
@@ -235,7 +239,7 @@ impl Walk<'_> {
                     inputs,
                     opset: self.opset,
                     batch: self.batch,
-                    stages: &mut self.stages,
+                    builder: &mut self.builder,
                     budget: &mut self.budget,
                 });
                 match result {
@@ -252,8 +256,8 @@ impl Walk<'_> {
                 }
             } else {
                 // Whatever an unsupported node gives, these would still be refused.
-                if supported && dependent > 1 && operators::is_arithmetic(&proto.op_type) {
-                    self.refuse(graph, index, Some(BOTH_DEPEND_ON_THE_INPUT.to_owned()));
+                if supported && dependent > 1 && operators::is_division(&proto.op_type) {
+                    self.refuse(graph, index, Some(DIVISOR_DEPENDS_ON_THE_INPUT.to_owned()));
                 }
                 unknown
             };

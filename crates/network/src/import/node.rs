@@ -2,9 +2,9 @@
 
 use super::{
     ImportError,
-    activation::Stages,
     budget::Budget,
-    error::quoted,
+    builder::Builder,
+    error::{escaped, quoted},
     tensor,
     value::{Failure, Integer, Value, unsupported},
 };
@@ -24,7 +24,7 @@ pub(super) struct Node<'a> {
     pub(super) opset: i64,
     /// Size of the batch when the model fixes it.
     pub(super) batch: Option<usize>,
-    pub(super) stages: &'a mut Stages,
+    pub(super) builder: &'a mut Builder,
     pub(super) budget: &'a mut Budget,
 }
 
@@ -81,6 +81,17 @@ impl Node<'_> {
     pub(super) fn float_attribute(&self, name: &str, default: f32) -> Result<f64, ImportError> {
         let value = self.attribute(name).map_or(default, |attribute| attribute.f.unwrap_or(0.0));
         if value.is_finite() { Ok(f64::from(value)) } else { Err(self.broken(format!("{name} is {value}"))) }
+    }
+
+    /// Number parameter `name`, when it is given; it may be infinite.
+    pub(super) fn optional_float_attribute(&self, name: &str) -> Option<f64> {
+        self.attribute(name).map(|attribute| f64::from(attribute.f.unwrap_or(0.0)))
+    }
+
+    /// Text parameter `name`; empty when it is not given or no text.
+    pub(super) fn text_attribute(&self, name: &str) -> String {
+        let bytes = self.attribute(name).and_then(|attribute| attribute.s.clone()).unwrap_or_default();
+        escaped(&String::from_utf8(bytes).unwrap_or_default())
     }
 
     /// List of integers `name`, when it is given.

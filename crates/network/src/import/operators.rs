@@ -3,10 +3,11 @@
 use super::{
     constant::{self, Arithmetic},
     graph::{MACHINE_LEARNING_DOMAIN, is_float},
-    linear,
+    layout, linear,
     node::Node,
-    shape,
+    rectify, shape,
     value::{Failure, Integer, ONLY_AT_THE_END, Value, mismatch, normalise_axis, unsupported},
+    windows,
 };
 use crate::onnx::data_type;
 
@@ -15,22 +16,39 @@ pub(super) fn is_supported(domain: &str, operator: &str) -> bool {
     is_default_domain(domain)
         && matches!(
             operator,
-            "Add"
+            "Abs"
+                | "Add"
+                | "AveragePool"
                 | "BatchNormalization"
                 | "Cast"
+                | "Clip"
                 | "Concat"
                 | "Constant"
+                | "Conv"
                 | "Div"
                 | "Dropout"
+                | "Expand"
                 | "Flatten"
                 | "Gather"
                 | "Gemm"
+                | "GlobalAveragePool"
+                | "GlobalMaxPool"
+                | "HardSigmoid"
+                | "HardSwish"
                 | "Identity"
+                | "LeakyRelu"
                 | "LogSoftmax"
                 | "MatMul"
+                | "Max"
+                | "MaxPool"
+                | "Min"
                 | "Mul"
                 | "Neg"
+                | "PRelu"
+                | "Pad"
                 | "Reciprocal"
+                | "ReduceMean"
+                | "ReduceSum"
                 | "Relu"
                 | "Reshape"
                 | "Shape"
@@ -50,9 +68,9 @@ pub(super) fn is_default_domain(domain: &str) -> bool {
     matches!(domain, "" | "ai.onnx")
 }
 
-/// True for elementwise arithmetic on two operands.
-pub(super) fn is_arithmetic(operator: &str) -> bool {
-    matches!(operator, "Add" | "Sub" | "Mul" | "Div")
+/// True for a division, of which only that by a constant is supported.
+pub(super) fn is_division(operator: &str) -> bool {
+    operator == "Div"
 }
 
 /// What may help with an operator that is not supported.
@@ -69,15 +87,10 @@ pub(super) fn hint(domain: &str, operator: &str) -> Option<&'static str> {
         (domain, _) if !is_default_domain(domain) => {
             "functions and custom operators are not expanded; export without them"
         }
-        (_, "Conv" | "ConvTranspose" | "ConvInteger") => "convolutions are not supported; use Gemm layers",
-        (_, "AveragePool" | "GlobalAveragePool" | "MaxPool" | "GlobalMaxPool") => {
-            "pooling is not supported; use Gemm layers"
+        (_, "ConvTranspose" | "ConvInteger") => "use Conv",
+        (_, "Tanh" | "Elu" | "Selu" | "Gelu" | "Softplus" | "Mish" | "Erf" | "ThresholdedRelu" | "Celu") => {
+            "use Relu, LeakyRelu, Clip or HardSwish between layers"
         }
-        (
-            _,
-            "Tanh" | "Elu" | "Selu" | "Gelu" | "LeakyRelu" | "PRelu" | "Softplus" | "HardSigmoid"
-            | "HardSwish" | "Mish" | "Erf" | "ThresholdedRelu" | "Celu" | "Clip",
-        ) => "use Relu between layers",
         (_, "LayerNormalization" | "InstanceNormalization" | "GroupNormalization") => {
             "use BatchNormalization, which is fused into the layer before it"
         }
@@ -88,7 +101,6 @@ pub(super) fn hint(domain: &str, operator: &str) -> Option<&'static str> {
             "export the network before it is quantised"
         }
         (_, "ArgMax") => "end the model with logits, the vote is taken by the servers",
-        (_, "ReduceMean" | "ReduceSum") => "write it as a MatMul by a constant",
         _ => return None,
     };
     Some(hint)
@@ -114,23 +126,29 @@ pub(super) fn evaluate(node: &mut Node<'_>) -> Result<Value, Failure> {
         "Concat" => concatenate(node),
         "Constant" => node.constant(),
         "Identity" => Ok(node.input(0)?),
+        "Conv" => windows::convolution(node),
+        "AveragePool" => windows::average_pool(node, false),
+        "GlobalAveragePool" => windows::average_pool(node, true),
+        "MaxPool" => windows::max_pool(node, false),
+        "GlobalMaxPool" => windows::max_pool(node, true),
+        "ReduceMean" => windows::reduce(node, true),
+        "ReduceSum" => windows::reduce(node, false),
+        "Abs" => rectify::absolute(node),
+        "LeakyRelu" | "PRelu" => rectify::leaky_relu(node),
+        "Clip" => rectify::clip(node),
+        "HardSigmoid" => rectify::hard_sigmoid(node, false),
+        "HardSwish" => rectify::hard_sigmoid(node, true),
+        "Max" => rectify::extreme(node, false),
+        "Min" => rectify::extreme(node, true),
+        "Pad" => layout::pad(node),
+        "Expand" => expand(node),
         "Dropout" => dropout(node),
         "Cast" => cast(node),
         "Relu" => relu(node),
         "Sigmoid" => sigmoid(node),
         "Softmax" | "LogSoftmax" => softmax(node),
-        "Gather" => {
-            let indices = match node.input(1)? {
-                Value::Integer(indices) => indices,
-                _ => return unsupported("indices must be constant"),
-            };
-            let (value, axis) = (node.input(0)?, node.integer_attribute("axis", 0));
-            constant::gather(&value, &indices, axis, node.name, node.budget)
-        }
-        "Transpose" => {
-            let (value, permutation) = (node.input(0)?, node.integers_attribute("perm"));
-            constant::transpose(&value, permutation.as_deref(), node.name, node.budget)
-        }
+        "Gather" => layout::gather(node),
+        "Transpose" => layout::transpose(node),
         "Sqrt" => constant::map_floats(&node.input(0)?, node.name, node.budget, f64::sqrt),
         "Reciprocal" => constant::map_floats(&node.input(0)?, node.name, node.budget, f64::recip),
         _ => unsupported("not supported"),
@@ -140,7 +158,7 @@ pub(super) fn evaluate(node: &mut Node<'_>) -> Result<Value, Failure> {
 fn relu(node: &mut Node<'_>) -> Result<Value, Failure> {
     match node.input(0)? {
         Value::Activation(activation) => {
-            Ok(Value::Activation(node.stages.relu(&activation, node.budget, node.name)?))
+            Ok(Value::Activation(node.builder.relu(&activation, node.budget, node.name)?))
         }
         value => constant::map_floats(&value, node.name, node.budget, |value| value.max(0.0)),
     }
@@ -239,8 +257,46 @@ fn concatenate(node: &mut Node<'_>) -> Result<Value, Failure> {
             return mismatch(node.name, "two columns of probabilities", format!("axis {axis}"));
         }
         let factors = if *first_complement { [0.0, 1.0] } else { [1.0, 0.0] };
-        let logits = first.two_logits(factors, node.budget)?;
+        let logits = first.two_logits(factors, node.builder, node.budget)?;
         return Ok(Value::Scores { logits, source: *source });
     }
-    constant::concatenate(&values, axis, node.name, node.budget)
+    let activations: Option<Vec<_>> = values
+        .iter()
+        .map(|value| if let Value::Activation(activation) = value { Some(activation.clone()) } else { None })
+        .collect();
+    match activations {
+        Some(parts) if !parts.is_empty() => layout::concatenate(node, &parts, axis),
+        _ => constant::concatenate(&values, axis, node.name, node.budget),
+    }
+}
+
+/// `Expand` of dimensions of a sample.
+fn expand(node: &mut Node<'_>) -> Result<Value, Failure> {
+    let activation = match node.input(0)? {
+        Value::Activation(activation) => activation,
+        _ => return unsupported("only values that depend on the input are repeated"),
+    };
+    let target = match node.input(1)? {
+        Value::Integer(target) if target.ndim() == 1 => target,
+        _ => return unsupported("the shape must be constant integers"),
+    };
+    let rank = activation.shape.len() + 1;
+    if target.len() != rank {
+        return unsupported("adds dimensions before the batch, or leaves some out");
+    }
+    let mut shape = Vec::with_capacity(rank - 1);
+    for (index, &size) in target.iter().enumerate() {
+        match (index, size) {
+            (0, Integer::Batch | Integer::Known(1)) => {}
+            (0, Integer::Known(size))
+                if node.batch.is_some_and(|batch| usize::try_from(size) == Ok(batch)) => {}
+            (0, _) | (_, Integer::Batch) => return unsupported("repeats the samples of a batch"),
+            (index, Integer::Known(size)) => {
+                let own = activation.shape[index - 1];
+                let wanted = usize::try_from(size).unwrap_or(0);
+                shape.push(if wanted == 1 { own } else { wanted });
+            }
+        }
+    }
+    Ok(Value::Activation(layout::expand(node, &activation, &shape)?))
 }

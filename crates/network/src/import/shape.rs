@@ -6,6 +6,7 @@ use super::{
     MAXIMUM_RANK,
     activation::Activation,
     constant::{self, Range},
+    layout,
     node::Node,
     value::{Failure, Integer, Value, list, mismatch, normalise_axis, unsupported},
 };
@@ -319,5 +320,8 @@ pub(super) fn slice(node: &mut Node<'_>) -> Result<Value, Failure> {
         .zip(axes.into_iter().zip(steps))
         .map(|((start, end), (axis, step))| Range { axis, start, end, step })
         .collect();
-    constant::slice(&value, &ranges, node.name, node.budget)
+    match value {
+        Value::Activation(activation) => layout::slice(node, &activation, &ranges),
+        value => constant::slice(&value, &ranges, node.name, node.budget),
+    }
 }

@@ -91,9 +91,9 @@ impl Value {
 pub(super) const ONLY_AT_THE_END: &str =
     "only allowed after the last layer, where it does not change the order of the classes";
 
-/// Why elementwise arithmetic on two values is refused.
-pub(super) const BOTH_DEPEND_ON_THE_INPUT: &str =
-    "both operands depend on the input; only constants are added or multiplied";
+/// Why a division is refused.
+pub(super) const DIVISOR_DEPENDS_ON_THE_INPUT: &str =
+    "divides by a value that depends on the input; only constants are divided by";
 
 /// Prints dimensions without brackets.
 pub(super) fn list(shape: &[usize]) -> String {

@@ -84,9 +84,7 @@ fn from_stored(is_seed: bool, bytes: &[u8]) -> Result<Component, String> {
 /// Reads a stored model and, if it is ready, prepares it for evaluation. One of an epoch that does not
 /// vote is retired; on the disk it stays as it was.
 pub(super) fn load(stored: &StoredModel, epochs: &Epochs) -> Result<Entry, String> {
-    let architecture: Architecture =
-        serde_json::from_slice(&stored.architecture).map_err(|error| error.to_string())?;
-    architecture.validate().map_err(|error| error.to_string())?;
+    let architecture = Architecture::from_json(&stored.architecture).map_err(|error| error.to_string())?;
     let key =
         ModelKey { task: stored.task.clone(), owner: stored.owner.clone(), model: stored.model.clone() };
     let content_digest: [u8; 32] = stored

@@ -11,7 +11,7 @@ use concilium_client_library::budget::budgets;
 use concilium_client_library::operations::{Servers, log_filters, statuses};
 use concilium_inference::flatten;
 use concilium_mpc::input::Component;
-use concilium_network::{Layer, Network, quantise};
+use concilium_network::{Network, quantise};
 use concilium_privacy::Mechanism;
 use concilium_ring::{Element as _, Z64};
 use concilium_rpc::identity::Role;
@@ -43,12 +43,8 @@ fn secret_network() -> Network {
     let weights =
         |rows: usize, first: usize| Array2::from_shape_fn((rows, CLASSES), |(i, j)| value(first + 3 * i + j));
     let bias = |first: usize| Array1::from_shape_fn(CLASSES, |j| value(first + j));
-    let layers = vec![
-        Layer::Affine { weights: weights(FEATURES, 100), bias: bias(200) },
-        Layer::Relu,
-        Layer::Affine { weights: weights(CLASSES, 300), bias: bias(400) },
-    ];
-    Network::new(vec![FEATURES], layers).expect("sizes fit")
+    let layers = vec![(weights(FEATURES, 100), bias(200)), (weights(CLASSES, 300), bias(400))];
+    Network::perceptron(vec![FEATURES], layers).expect("sizes fit")
 }
 
 /// One component as it was sent and as it is expanded.
@@ -99,10 +95,9 @@ async fn nothing_that_a_server_tells_holds_a_secret() {
     let upload = model_upload("votes", "m", &network);
     let fixed = quantise(&network, &domain(), FRACTIONAL_BITS).expect("headroom is left");
     let encoded: Vec<i64> = flatten(&fixed).iter().map(|element| element.to_signed()).collect();
-    for layer in network.layers() {
-        if let Layer::Affine { weights, bias } = layer {
-            needles.values("weights", &weights.iter().chain(bias).copied().collect::<Vec<_>>(), &encoded);
-        }
+    for weights in network.steps().iter().filter_map(|step| step.weights.as_ref()) {
+        let values: Vec<f64> = weights.matrices.iter().chain(&weights.bias).copied().collect();
+        needles.values("weights", &values, &encoded);
     }
     encoded.chunks(4).filter(|row| row.len() == 4).for_each(|row| needles.values("weights", &[], row));
     for (header, data) in upload.headers.iter().zip(&upload.chunks) {

@@ -15,7 +15,7 @@ use concilium_inference::flatten;
 use concilium_mpc::input::{Component, DealtShare, deal};
 use concilium_mpc::opening::open_sums;
 use concilium_mpc::release::ReleasedComponents;
-use concilium_network::{InputDomain, Layer, Network, quantise};
+use concilium_network::{InputDomain, Network, quantise};
 use concilium_ring::{Element, Z64};
 use concilium_rpc::connect;
 use concilium_rpc::identity::Role;
@@ -141,12 +141,8 @@ pub fn shifted_network(shift: usize) -> Network {
     });
     let identity = Array2::from_shape_fn((CLASSES, CLASSES), |(i, j)| f64::from(i == j));
     // A bias of 1 keeps everything positive, so that ReLU changes nothing.
-    let layers = vec![
-        Layer::Affine { weights: first, bias: Array1::ones(CLASSES) },
-        Layer::Relu,
-        Layer::Affine { weights: identity, bias: Array1::zeros(CLASSES) },
-    ];
-    Network::new(vec![FEATURES], layers).expect("sizes fit")
+    let layers = vec![(first, Array1::ones(CLASSES)), (identity, Array1::zeros(CLASSES))];
+    Network::perceptron(vec![FEATURES], layers).expect("sizes fit")
 }
 
 pub fn domain() -> InputDomain {

@@ -1,0 +1,204 @@
+//! Owners with different programs under MPC: convolutions, sums, joins, products and maxima, every step
+//! against the fixed-point oracle, on three parties in one process.
+
+mod support;
+
+use concilium_inference::{logits, logits_observed};
+use concilium_mpc::Shares;
+use concilium_mpc::local::{reconstruct, run, share};
+use concilium_network::program::gather::{Axis, Gather, Piece};
+use concilium_network::{
+    Convolution, FixedNetwork, InputDomain, Network, Operation, Rounding, Step, Weights, quantise,
+};
+use concilium_ring::{Element, Z64};
+use ndarray::{Array1, Array2, Array3};
+use proptest::prelude::*;
+use support::{FRACTIONAL_BITS, Random, ensembles};
+
+const CHANNELS: usize = 2;
+const SIDE: usize = 4;
+const FEATURES: usize = CHANNELS * SIDE * SIDE;
+const CLASSES: usize = 3;
+
+fn image(channels: [usize; 2], groups: usize, pads: [usize; 4]) -> Convolution {
+    Convolution {
+        channels,
+        groups,
+        size: [SIDE, SIDE],
+        kernel: [3, 2],
+        strides: [1, 1],
+        dilations: [1, 1],
+        pads,
+    }
+}
+
+fn affine(random: &mut Random, input: usize, operation: Operation) -> Step {
+    let ([groups, inner, outer], biases) = operation.weights().expect("the operation has weights");
+    let weights = Weights {
+        matrices: Array3::from_shape_simple_fn((groups, inner, outer), || random.uniform(0.7)),
+        bias: Array1::from_shape_simple_fn(biases, || random.uniform(0.5)),
+    };
+    Step { name: String::new(), inputs: vec![input], operation, weights: Some(weights) }
+}
+
+fn plain(inputs: &[usize], operation: Operation) -> Step {
+    Step::plain("", inputs.to_vec(), operation)
+}
+
+/// Programs of several shapes and depths; `kind` chooses one.
+fn program(random: &mut Random, kind: usize) -> Network {
+    // Keeps height and width, so that values can be added to the input.
+    let same = |groups| Operation::Convolution(image([CHANNELS; 2], groups, [1, 0, 1, 1]));
+    let halves = |from: usize| Piece { value: 0, offset: from, axes: vec![Axis::Regular(FEATURES / 2, 2)] };
+    let mut steps = match kind {
+        // A residual block.
+        0 => vec![
+            affine(random, 0, same(1)),
+            plain(&[1], Operation::Relu),
+            affine(random, 2, same(1)),
+            plain(&[3, 0], Operation::Combine { coefficients: vec![1, -2] }),
+            plain(&[4], Operation::Relu),
+        ],
+        // Depthwise, then the larger of neighbours, compared before anything is rescaled.
+        1 => vec![
+            plain(&[0], Operation::Gather(Gather { pieces: vec![halves(0)] })),
+            plain(&[0], Operation::Gather(Gather { pieces: vec![halves(1)] })),
+            plain(&[1, 2], Operation::Maximum),
+            plain(&[3, 3], Operation::Gather(Gather { pieces: vec![halves_of(0), halves_of(1)] })),
+            affine(random, 4, same(CHANNELS)),
+            plain(&[5], Operation::Relu),
+        ],
+        // A value clipped, and a gate.
+        2 => vec![
+            affine(random, 0, Operation::Shift { channels: CHANNELS, positions: SIDE * SIDE }),
+            affine(random, 0, Operation::Shift { channels: FEATURES, positions: 1 }),
+            plain(&[1], Operation::Relu),
+            plain(&[2], Operation::Relu),
+            plain(&[3, 4], Operation::Combine { coefficients: vec![1, -1] }),
+            plain(&[5, 0], Operation::Multiply),
+        ],
+        // Sums of windows, and no rectifier at all.
+        _ => vec![plain(
+            &[0],
+            Operation::Sum(Convolution { strides: [2, 1], ..image([CHANNELS; 2], CHANNELS, [0; 4]) }),
+        )],
+    };
+    let inputs = match kind {
+        3.. => CHANNELS * 3,
+        _ => FEATURES,
+    };
+    let last = steps.len();
+    steps.push(affine(random, last, Operation::Dense { inputs, outputs: CLASSES }));
+    Network::new(vec![CHANNELS, SIDE, SIDE], steps).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// A channel's worth of numbers of value `value`.
+fn halves_of(value: usize) -> Piece {
+    Piece { value, offset: 0, axes: vec![Axis::Regular(FEATURES / 2, 1)] }
+}
+
+struct World {
+    networks: Vec<FixedNetwork>,
+    input: Array2<i64>,
+    shares: [Shares<Z64>; 3],
+}
+
+fn world(seed: u64, kinds: &[usize], rows: usize) -> World {
+    let mut random = Random(seed);
+    let domain = InputDomain::new(vec![FEATURES], vec![-1.0], vec![1.0]).expect("the domain is sound");
+    let networks: Vec<_> = kinds
+        .iter()
+        .map(|&kind| {
+            quantise(&program(&mut random, kind), &domain, FRACTIONAL_BITS).expect("headroom is left")
+        })
+        .collect();
+    let drawn = Array2::from_shape_simple_fn((rows, FEATURES), || random.uniform(1.0));
+    let input = domain.encode(drawn.view(), FRACTIONAL_BITS).expect("inputs lie in the domain");
+    let shares = share(seed ^ 0x1234, &input.mapv(Z64::from_signed));
+    World { networks, input, shares }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn every_step_of_every_program_is_what_truncation_allows(
+        seed: u64,
+        kinds in prop::collection::vec(0usize..4, 1..6),
+        rows in 1usize..4,
+    ) {
+        let world = world(seed, &kinds, rows);
+        let ensembles = ensembles(seed, &world.networks);
+        let [first, second, third] = run(seed, |party| {
+            let place = party.index().number();
+            let mut seen = Vec::new();
+            logits_observed(party, &ensembles[place], &world.shares[place], |step, owner, values| {
+                seen.push((step, owner, Shares::new(values.own().to_owned(), values.next().to_owned())));
+            })
+            .expect("local links do not fail");
+            seen
+        });
+        let mut opened: Vec<Vec<Option<Array2<i64>>>> =
+            world.networks.iter().map(|network| vec![None; network.steps().len()]).collect();
+        for ((a, b), c) in first.into_iter().zip(second).zip(third) {
+            let (step, owner) = (a.0, a.1);
+            let values = reconstruct(&[a.2, b.2, c.2]).mapv(|v| v.to_signed());
+            prop_assert!(opened[owner][step].replace(values).is_none(), "a step is evaluated once");
+        }
+        for (owner, (network, opened)) in world.networks.iter().zip(&opened).enumerate() {
+            for (index, step) in network.steps().iter().enumerate() {
+                let inputs: Vec<_> = step.inputs.iter().map(|&value| match value {
+                    0 => world.input.view(),
+                    value => opened[value - 1].as_ref().expect("every step is evaluated").view(),
+                }).collect();
+                let result = opened[index].as_ref().expect("every step is evaluated");
+                network.check_step(index, &inputs, result.view()).map_err(|error| {
+                    TestCaseError::fail(format!("owner {owner} of kind {}: {error}", kinds[owner]))
+                })?;
+            }
+        }
+    }
+}
+
+/// Rounds are those of the slowest program alone, whatever the others are and how many they are.
+#[test]
+fn different_programs_share_their_rounds() {
+    let rounds = |kinds: &[usize], rows| {
+        let world = world(17, kinds, rows);
+        let ensembles = ensembles(17, &world.networks);
+        let [rounds, ..] = run(17, |party| {
+            let place = party.index().number();
+            logits(party, &ensembles[place], &world.shares[place]).expect("local links do not fail");
+            party.traffic().rounds
+        });
+        rounds
+    };
+    let alone: Vec<u32> = (0..4).map(|kind| rounds(&[kind], 1)).collect();
+    println!("rounds to the logits of each kind: {alone:?}");
+    let together = rounds(&[3, 1, 0, 2, 0, 3, 1, 2], 5);
+    // Windows differ between programs, so that a level can take a round more than in each alone.
+    let slowest = *alone.iter().max().expect("there are programs");
+    assert!((slowest..=slowest + 3).contains(&together), "{together} rounds, {alone:?} alone");
+    assert!(together < alone.iter().sum(), "{together} rounds, {alone:?} alone");
+    assert_eq!(alone[3], 1, "sums and one product take one rescaling");
+}
+
+#[test]
+fn logits_of_programs_stay_within_their_proven_bounds() {
+    let kinds = [0, 1, 2, 3];
+    let world = world(23, &kinds, 4);
+    let ensembles = ensembles(23, &world.networks);
+    let found = reconstruct(&run(23, |party| {
+        let place = party.index().number();
+        logits(party, &ensembles[place], &world.shares[place]).expect("local links do not fail")
+    }));
+    let unit = (-f64::from(FRACTIONAL_BITS)).exp2();
+    for (owner, network) in world.networks.iter().enumerate() {
+        let oracle = network.evaluate(world.input.view(), Rounding::Nearest);
+        for ((row, class), plain) in oracle.indexed_iter() {
+            let secure = found[(owner * 4 + row, class)].to_signed();
+            let difference = (secure - plain).abs() as f64 * unit;
+            assert!(difference <= 2.0 * network.error_bound(), "owner {owner}: off by {difference}");
+        }
+    }
+}
