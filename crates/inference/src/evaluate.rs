@@ -3,6 +3,7 @@
 //! All steps that wait for a rescaling are one batch, whoever they belong to, and so are all that
 //! compare: see [`level`](concilium_network::program::level). Programs need not be alike.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use concilium_mpc::conversion::sum_bits;
@@ -12,10 +13,9 @@ use concilium_mpc::shares::AdditiveShare;
 use concilium_mpc::{
     Channel, MpcError, Party, PartyIndex, Shares, Stage, comparison, probability, selection, votes,
 };
-use concilium_network::StepShape;
 use concilium_network::program::{Messages, Operation, evaluate};
-use concilium_ring::Z64;
-use ndarray::{ArrayView2, ArrayViewMut2, Zip, s};
+use concilium_ring::{Element, Z64};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Zip, s};
 
 use crate::ensemble::Ensemble;
 use crate::model::{SharedModel, SharedWeights};
@@ -128,12 +128,19 @@ fn run<C: Channel>(
         if !batch.is_empty() {
             let results = if level % 2 == 1 {
                 party.enter(Stage::Linear(layer_number(level)));
-                rescale_batch(party, dealer_of(level), &owners, &batch, ensemble.fractional_bits())?
+                let results =
+                    rescale_batch(party, dealer_of(level), &owners, &batch, ensemble.fractional_bits())?;
+                batch.iter().for_each(|(owner, step)| drop(owners[*owner].hinges.remove(step)));
+                results
             } else {
-                compare_batch(party, level, &owners, &batch)?
+                compare_batch(party, level, &owners, &batch, ensemble.fractional_bits())?
             };
             for ((owner, step), result) in batch.into_iter().zip(results) {
-                finish(&mut owners, owner, step, result, &mut observe);
+                if owners[owner].model.levels()[step] == level {
+                    finish(&mut owners, owner, step, result, &mut observe);
+                } else {
+                    owners[owner].hinges.insert(step, result);
+                }
             }
         }
         for owner in 0..owners.len() {
@@ -164,6 +171,8 @@ fn finish(
 /// One model under way.
 struct Owner<'a> {
     model: &'a SharedModel,
+    /// By step, what functions have selected and not yet added up.
+    hinges: BTreeMap<usize, Value>,
     /// The values that are still needed.
     values: Vec<Option<Value>>,
     /// How often each value is still needed.
@@ -174,25 +183,29 @@ impl<'a> Owner<'a> {
     fn new(model: &'a SharedModel, input: Value) -> Self {
         let mut values = vec![None; model.levels().len() + 1];
         values[0] = Some(input);
-        Owner { model, values, left: model.uses().to_vec() }
+        Owner { model, values, left: model.uses().to_vec(), hinges: BTreeMap::new() }
     }
 
-    /// The steps on a level that exchange messages, in order.
+    /// The steps that exchange messages on a level, in order. A function does on two: it compares on the
+    /// level before its own.
     fn steps_on(&self, level: usize) -> impl Iterator<Item = usize> {
-        self.all_on(level, |messages| messages != Messages::None)
+        self.all(move |messages, own| match messages {
+            Messages::None => false,
+            Messages::ComparisonAndRescaling => own == level || own == level + 1,
+            Messages::Rescaling | Messages::Comparison => own == level,
+        })
     }
 
     /// The steps on a level that exchange none, in order.
     fn local_steps_on(&self, level: usize) -> impl Iterator<Item = usize> {
-        self.all_on(level, |messages| messages == Messages::None)
+        self.all(move |messages, own| messages == Messages::None && own == level)
     }
 
-    fn all_on(&self, level: usize, wanted: fn(Messages) -> bool) -> impl Iterator<Item = usize> {
+    fn all(&self, wanted: impl Fn(Messages, usize) -> bool) -> impl Iterator<Item = usize> {
         let steps = self.model.architecture().steps.iter().zip(self.model.levels()).enumerate();
-        let on_it = move |(_, (step, found)): &(usize, (&StepShape, &usize))| {
-            **found == level && wanted(step.operation.messages())
-        };
-        steps.filter(on_it).map(|(step, _)| step)
+        steps
+            .filter(move |(_, (step, level))| wanted(step.operation.messages(), **level))
+            .map(|(step, _)| step)
     }
 
     fn operation(&self, step: usize) -> &'a Operation {
@@ -266,8 +279,15 @@ fn rescale_batch<C: Channel>(
         let (owner, columns) = (&owners[owner], bounds.len()..bounds.len() + size);
         let out = terms.terms_mut().slice_mut(s![.., columns.clone()]);
         let value = owner.taken(step, 0);
-        match owner.model.weights(step) {
-            Some(SharedWeights::Affine(affine)) => affine.add_terms(value.own(), value.next(), out),
+        match (owner.model.weights(step), owner.operation(step)) {
+            (Some(SharedWeights::Affine(affine)), _) => affine.add_terms(value.own(), value.next(), out),
+            (_, Operation::Function(function)) => {
+                let hinges = owner.hinges.get(&step).expect("a function compares before it is rescaled");
+                let pieces = function.pieces(fractional_bits);
+                // One server adds the constant.
+                let start = if party.index() == PartyIndex::ALL[0] { pieces.start } else { 0 };
+                add_pieces(hinges.own(), &pieces.changes, start, out);
+            }
             _ => add_products(value, owner.taken(step, 1), out),
         }
         let bound = owner.model.architecture().steps[step].bound_bits;
@@ -285,12 +305,25 @@ fn add_products(left: &Value, right: &Value, out: ArrayViewMut2<'_, Z64>) {
     );
 }
 
+/// Adds this server's term of a function: a constant, and what was selected at each knot times a public
+/// number.
+fn add_pieces(hinges: ArrayView2<'_, Z64>, changes: &[i64], start: i64, mut out: ArrayViewMut2<'_, Z64>) {
+    let start = Z64::from_signed(start);
+    out.mapv_inplace(|term| term + start);
+    let size = out.ncols();
+    for (knot, &change) in changes.iter().enumerate() {
+        let selected = hinges.slice(s![.., knot * size..(knot + 1) * size]);
+        out.scaled_add(Z64::from_signed(change), &selected);
+    }
+}
+
 /// One comparison and one selection for all steps in `batch`.
 fn compare_batch<C: Channel>(
     party: &mut Party<C>,
     level: usize,
     owners: &[Owner<'_>],
     batch: &[(usize, usize)],
+    fractional_bits: u32,
 ) -> Result<Vec<Value>, MpcError> {
     let mut window = 2;
     let mut compared = Vec::with_capacity(batch.len());
@@ -301,6 +334,9 @@ fn compare_batch<C: Channel>(
         compared.push(match owner.operation(step) {
             // max(x, y) = y + max(x - y, 0).
             Operation::Maximum => combine(owner.taken(step, 0), owner.taken(step, 1), -1),
+            Operation::Function(function) => {
+                spread(party.index(), owner.taken(step, 0), &function.pieces(fractional_bits).knots)
+            }
             _ => owner.taken(step, 0).clone(),
         });
     }
@@ -311,7 +347,20 @@ fn compare_batch<C: Channel>(
     party.enter(Stage::Comparison(layer_number(level)));
     let negative = comparison::sign(party, dealer, &values, window)?;
     party.enter(Stage::Selection(layer_number(level)));
-    let selected = selection::select_unless(party, dealer.next(), &negative, &values)?;
+    let steps = batch.iter().any(|&(owner, step)| *owners[owner].operation(step) == Operation::Step);
+    let answers = steps.then(|| {
+        let one = Z64::from_signed(1 << fractional_bits);
+        let answer = |(&(owner, step), value): (&(usize, usize), &Value)| {
+            if *owners[owner].operation(step) != Operation::Step {
+                return value.clone();
+            }
+            let ones = Array2::from_elem((value.rows(), value.columns()), one);
+            Value::whole(Rc::new(Shares::of_public(party.index(), ones)))
+        };
+        join(&batch.iter().zip(&compared).map(answer).collect::<Vec<_>>())
+    });
+    let choices = answers.as_ref().unwrap_or(&values);
+    let selected = selection::select_unless(party, dealer.next(), &negative, choices)?;
     let sizes: Vec<usize> = compared.iter().map(Value::columns).collect();
     let results = Value::split(Rc::new(selected), &sizes);
     let finished = results.into_iter().zip(batch).map(|(result, &(owner, step))| {
@@ -331,6 +380,19 @@ fn combine(left: &Value, right: &Value, factor: i64) -> Value {
         evaluate::linear(&operation, &views).expect("a combination exchanges no messages")
     };
     let (own, next) = (apply([left.own(), right.own()]), apply([left.next(), right.next()]));
+    Value::whole(Rc::new(Shares::new(own, next)))
+}
+
+/// A value minus each of some public numbers, which component 0 takes up at both of its holders.
+fn spread(server: PartyIndex, value: &Value, knots: &[i64]) -> Value {
+    let negated: Vec<Z64> = knots.iter().map(|&knot| Z64::from_signed(-knot)).collect();
+    let zeros = vec![Z64::ZERO; knots.len()];
+    let [own, next] = match server.number() {
+        0 => [&negated, &zeros],
+        1 => [&zeros, &zeros],
+        _ => [&zeros, &negated],
+    };
+    let (own, next) = (evaluate::spread(value.own(), own), evaluate::spread(value.next(), next));
     Value::whole(Rc::new(Shares::new(own, next)))
 }
 

@@ -10,7 +10,7 @@ use crate::limits::{
     MAXIMUM_BOUND_BITS, MAXIMUM_CLASSES, MAXIMUM_FRACTIONAL_BITS, MAXIMUM_SIZE, MAXIMUM_WIDTH,
     MINIMUM_CLASSES, MINIMUM_FRACTIONAL_BITS, MINIMUM_WIDTH,
 };
-use crate::program::{self, Messages, Operation, ProgramError};
+use crate::program::{self, Operation, ProgramError};
 
 /// The form of an architecture as it is written and sent. Other programs read other forms; a program
 /// refuses every form but its own.
@@ -182,17 +182,10 @@ impl Architecture {
         let operation = shape.operation.name();
         let messages = shape.operation.messages();
         let numbers = [
-            (
-                "bound in bits",
-                shape.bound_bits,
-                Messages::Rescaling,
-                self.fractional_bits,
-                MAXIMUM_BOUND_BITS,
-            ),
-            ("comparison window", shape.window, Messages::Comparison, MINIMUM_WIDTH, MAXIMUM_WIDTH),
+            ("bound in bits", shape.bound_bits, messages.rescale(), self.fractional_bits, MAXIMUM_BOUND_BITS),
+            ("comparison window", shape.window, messages.compare(), MINIMUM_WIDTH, MAXIMUM_WIDTH),
         ];
-        for (name, number, kind, minimum, maximum) in numbers {
-            let needed = messages == kind;
+        for (name, number, needed, minimum, maximum) in numbers {
             if number.is_some() != needed {
                 return Err(ArchitectureError::Number { step, operation, name, needed });
             }

@@ -9,7 +9,7 @@ use ndarray::{Array2, Axis};
 use crate::{
     input::InputDomain,
     program::{
-        Affine, Messages, Operation,
+        Affine, Operation,
         evaluate::{self, Linear},
     },
     quantise::{Quantised, QuantisedWeights},
@@ -32,7 +32,7 @@ pub(crate) fn logit_error_bounds(
         let intervals: Vec<&[Interval]> =
             step.inputs.iter().map(|&value| analysis.values[value].as_slice()).collect();
         let mut result = step_errors(&step.operation, step.weights.as_ref(), &arriving, &intervals, unit);
-        if step.operation.messages() == Messages::Rescaling {
+        if step.operation.messages().rescale() {
             result.iter_mut().for_each(|error| *error = *error * ROUNDING_MARGIN + unit);
         }
         errors.push(result);
@@ -77,6 +77,20 @@ fn step_errors(
         Operation::Relu => errors[0].to_vec(),
         // The maximum moves no further than the one of its terms that moves furthest.
         Operation::Maximum => errors[0].iter().zip(errors[1]).map(|(left, right)| left.max(*right)).collect(),
+        // An answer is the other one, or right for certain.
+        Operation::Step => (0..errors[0].len())
+            .map(|place| {
+                let (low, high) = intervals[0][place];
+                let certain =
+                    low as f64 * unit > errors[0][place] || (high as f64) * unit < -errors[0][place];
+                f64::from(!certain)
+            })
+            .collect(),
+        // The pieces are no steeper than their steepest, and that far from the function.
+        Operation::Function(function) => {
+            let pieces = function.pieces(unit.log2().abs() as u32);
+            errors[0].iter().map(|error| error * pieces.steepest + pieces.error).collect()
+        }
         // |â b̂ - a b| <= |â| |b̂ - b| + |b| |â - a|, and |b| <= |b̂| + |b̂ - b|.
         Operation::Multiply => (0..errors[0].len())
             .map(|place| {

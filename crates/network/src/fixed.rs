@@ -14,7 +14,7 @@ use thiserror::Error;
 use crate::{
     architecture::{Architecture, FORMAT, StepShape},
     model::label,
-    program::{Messages, Operation, Weights, evaluate},
+    program::{Operation, Weights, evaluate},
     range::StepRange,
 };
 
@@ -221,11 +221,11 @@ impl FixedNetwork {
     }
 
     fn step(&self, step: &FixedStep, values: &[ArrayView2<'_, i64>], rounding: Rounding) -> Array2<i64> {
-        let exact = evaluate::exact(&step.operation, step.weights.as_ref(), values);
-        match step.operation.messages() {
-            Messages::Rescaling => exact.mapv_into(|z| rounding.truncate(z, self.fractional_bits)),
-            Messages::None | Messages::Comparison => exact,
+        let exact = evaluate::exact(&step.operation, step.weights.as_ref(), values, self.fractional_bits);
+        if step.operation.messages().rescale() {
+            return exact.mapv_into(|z| rounding.truncate(z, self.fractional_bits));
         }
+        exact
     }
 
     /// Checks that `outputs` is what step `step` may give for `inputs`, one `[rows, size]` for each
@@ -265,7 +265,7 @@ impl FixedNetwork {
         }
         shape("outputs", [rows, outputs.ncols()], [rows, size_of(step + 1)])?;
         let minimum = self.step(content, inputs, Rounding::Down);
-        let slack = i64::from(content.operation.messages() == Messages::Rescaling);
+        let slack = i64::from(content.operation.messages().rescale());
         for ((row, output), &found) in outputs.indexed_iter() {
             let minimum = minimum[(row, output)];
             let maximum = minimum + slack;

@@ -56,5 +56,5 @@ pub use fixed::{FixedNetwork, FixedStep, Rounding, StepError};
 pub use import::{ImportError, import, import_file};
 pub use input::{InputDomain, InputError};
 pub use model::{Network, NetworkError, Step, argmax};
-pub use program::{Convolution, Operation, ProgramError, Weights};
+pub use program::{Convolution, Function, Operation, ProgramError, Weights};
 pub use quantise::{QuantiseError, choose_fractional_bits, quantise};

@@ -225,7 +225,7 @@ impl Network {
         let taken: Vec<&[usize]> = self.steps.iter().map(|step| step.inputs.as_slice()).collect();
         let apply = |index: usize, values: &[ArrayView2<'_, f64>]| {
             let step: &Step = &self.steps[index];
-            evaluate::exact(&step.operation, step.weights.as_ref(), values)
+            evaluate::exact(&step.operation, step.weights.as_ref(), values, 0)
         };
         evaluate::run(&taken, inputs, apply, |_, _| {})
     }

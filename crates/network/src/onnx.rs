@@ -140,6 +140,9 @@ pub struct AttributeProto {
     /// A list of integers.
     #[prost(int64, repeated, tag = "8")]
     pub ints: Vec<i64>,
+    /// A list of texts.
+    #[prost(bytes = "vec", repeated, tag = "9")]
+    pub strings: Vec<Vec<u8>>,
     /// Which of the fields is meant, `AttributeProto.AttributeType`.
     #[prost(int32, tag = "20")]
     pub r#type: i32,

@@ -14,7 +14,7 @@ use crate::{
     limits::{MINIMUM_WIDTH, RING_BITS},
     model::Network,
     program::{
-        Affine, Messages, Operation, Weights,
+        Affine, Operation, Weights,
         evaluate::{self, Linear},
     },
     quantise::{QuantiseError, Quantised},
@@ -98,9 +98,9 @@ pub(crate) fn analyse_steps(quantised: &Quantised<'_>, domain: &InputDomain) -> 
         let rounded = step.weights.as_ref().map(|weights| &weights.rounded);
         let (exact, window) = match clipped(quantised, index) {
             Some(spans) => (spans, None),
-            None => bounds(&step.operation, rounded, &arriving),
+            None => bounds(&step.operation, rounded, &arriving, fractional_bits),
         };
-        let rescaled = step.operation.messages() == Messages::Rescaling;
+        let rescaled = step.operation.messages().rescale();
         let bound_bits = rescaled.then(|| bits(largest_magnitude(&exact)).max(fractional_bits));
         let result: Vec<Span> = if rescaled {
             exact
@@ -163,6 +163,7 @@ fn bounds(
     operation: &Operation,
     weights: Option<&Weights<i64>>,
     values: &[&[Interval]],
+    fractional_bits: u32,
 ) -> (Vec<Span>, Option<u32>) {
     let rows: Vec<Array2<Span>> = values
         .iter()
@@ -183,6 +184,22 @@ fn bounds(
                 pairs().map(|(left, right)| (left.0 - right.1, left.1 - right.0)).collect();
             let larger = pairs().map(|(left, right)| (left.0.max(right.0), left.1.max(right.1)).into());
             (larger.collect(), Some(comparison_width(&differences)))
+        }
+        Operation::Step => {
+            let one = |reached: bool| i128::from(reached) << fractional_bits;
+            let answers = values[0].iter().map(|&(low, high)| Span(one(low >= 0), one(high >= 0)));
+            (answers.collect(), Some(comparison_width(values[0])))
+        }
+        Operation::Function(function) => {
+            let pieces = function.pieces(fractional_bits);
+            let (first, last) = (pieces.knots[0], pieces.knots[pieces.knots.len() - 1]);
+            let differences: Vec<Interval> =
+                values[0].iter().map(|&(low, high)| (low - last, high - first)).collect();
+            let results = values[0].iter().map(|&(low, high)| {
+                let (least, most) = pieces.range(low, high);
+                Span(least, most)
+            });
+            (results.collect(), Some(comparison_width(&differences)))
         }
         Operation::Multiply => {
             let product = |(left, right): (&Interval, &Interval)| {

@@ -425,6 +425,56 @@ fn rectifiers_clip_and_gate_elementwise() {
     check(&[4], gate, vec![bound("k", 0.5)], |x| x.mapv(|x| (x - 0.5) * x));
 }
 
+/// Numbers far into both tails: the input times 9.
+#[track_caller]
+fn check_smooth(last: NodeProto, more: Vec<NodeProto>, function: fn(f64) -> f64) -> Network {
+    let mut nodes = vec![node("Mul", &["x", "nine"], "wide")];
+    nodes.extend(more);
+    nodes.push(last);
+    check(&[64], nodes, vec![floats("nine", &[], &[9.0])], |x| x.mapv(|x| function(9.0 * x)))
+}
+
+#[test]
+fn smooth_functions_are_themselves_and_their_pieces_are_near() {
+    let smooth = |operator: &str, function| check_smooth(node(operator, &["wide"], "a"), vec![], function);
+    let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+    assert_eq!(operations(&smooth("Tanh", f64::tanh)), ["convolution", "tanh", "dense"]);
+    smooth("Sigmoid", sigmoid);
+    smooth("Softplus", |x| x.exp().ln_1p());
+    smooth("Erf", libm::erf);
+    smooth("Mish", |x| x * x.exp().ln_1p().tanh());
+    smooth("Swish", |x| x / (1.0 + (-x).exp()));
+    smooth("Gelu", |x| 0.5 * x * (1.0 + libm::erf(x / 2_f64.sqrt())));
+    smooth("Elu", |x| if x > 0.0 { x } else { x.exp_m1() });
+    smooth("Selu", |x| 1.050_701 * if x > 0.0 { x } else { 1.673_263_2 * x.exp_m1() });
+    let by_tanh = node("Gelu", &["wide"], "a").text("approximate", "tanh");
+    check_smooth(by_tanh, vec![], |x| {
+        0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3))).tanh())
+    });
+    let steep = node("Elu", &["wide"], "a").float("alpha", 0.5);
+    check_smooth(steep, vec![], |x| if x > 0.0 { x } else { 0.5 * x.exp_m1() });
+    let wide = node("Celu", &["wide"], "a").float("alpha", 2.0);
+    check_smooth(wide, vec![], |x| x.max(0.0) + (2.0 * (x / 2.0).exp_m1()).min(0.0));
+    let swish = node("Swish", &["wide"], "a").float("alpha", 0.5);
+    check_smooth(swish, vec![], |x| x / (1.0 + (-0.5 * x).exp()));
+}
+
+#[test]
+fn a_sigmoid_between_layers_is_computed_and_one_that_gates_its_own_input_is_a_function() {
+    let gate = |first: &str, second: &str| {
+        let last = node("Mul", &[first, second], "a");
+        check_smooth(last, vec![node("Sigmoid", &["wide"], "s")], |x| x / (1.0 + (-x).exp()))
+    };
+    for network in [gate("wide", "s"), gate("s", "wide")] {
+        assert_eq!(operations(&network), ["convolution", "silu", "dense"]);
+    }
+    let other = vec![node("Sigmoid", &["wide"], "s"), node("Tanh", &["wide"], "t")];
+    let network = check_smooth(node("Mul", &["t", "s"], "a"), other, |x| x.tanh() / (1.0 + (-x).exp()));
+    assert_eq!(operations(&network), ["convolution", "tanh", "sigmoid", "multiply", "dense"]);
+    let twice = vec![node("Sigmoid", &["wide"], "s")];
+    check_smooth(node("Sigmoid", &["s"], "a"), twice, |x| 1.0 / (1.0 + (-1.0 / (1.0 + (-x).exp())).exp()));
+}
+
 #[test]
 fn layouts_move_numbers_without_messages() {
     let moved = |nodes, constants, expected: fn(&ArrayD<f64>) -> ArrayD<f64>| {

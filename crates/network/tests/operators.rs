@@ -315,10 +315,12 @@ fn one_probability_becomes_two_logits() {
     let expected = array![[0.0, 3.0], [0.0, -2.0]];
     check(&[1], joined("q", "p"), vec![one()], inputs.clone(), expected);
     check(&[1], joined("p", "q"), vec![one()], inputs, array![[3.0, 0.0], [-2.0, 0.0]]);
-    // Not a complement: the sigmoid is then no last node.
+    // Not a complement: the sigmoid itself is computed.
     let half = floats("one", &[1], &[0.5]);
-    check_unsupported(&[1], joined("q", "p"), vec![half], "Sigmoid");
-    check_unsupported(&[1], joined("p", "p"), vec![one()], "Sigmoid");
+    let p = |x: f64| 1.0 / (1.0 + (-x).exp());
+    let halves = array![[0.5 - p(3.0), p(3.0)], [0.5 - p(-2.0), p(-2.0)]];
+    check(&[1], joined("q", "p"), vec![half], array![[3.0], [-2.0]], halves);
+    check(&[1], joined("p", "p"), vec![one()], array![[3.0]], array![[p(3.0), p(3.0)]]);
     // One bare score is no vote.
     let error = refusal(&model(&[1], vec![node("Identity", &["x"], "y")], vec![])).to_string();
     assert!(error.contains("end the model with a Sigmoid"), "{error}");
@@ -413,7 +415,7 @@ fn what_cannot_be_computed_is_refused_at_its_node() {
 fn all_unsupported_nodes_are_listed_with_domain_and_opset() {
     let mut custom = node("Fancy", &["c"], "d");
     custom.domain = "com.example".to_owned();
-    let mut unnamed = node("Tanh", &["a"], "b");
+    let mut unnamed = node("Exp", &["a"], "b");
     unnamed.name = String::new();
     let nodes = vec![
         node("Conv", &["x", "w"], "a"),
@@ -437,13 +439,13 @@ fn all_unsupported_nodes_are_listed_with_domain_and_opset() {
         found,
         [
             ("Conv_a", "Conv", "ai.onnx", Some(17)),
-            ("without name, output b", "Tanh", "ai.onnx", Some(17)),
+            ("without name, output b", "Exp", "ai.onnx", Some(17)),
             ("Fancy_d", "Fancy", "com.example", None),
             ("Div_y", "Div", "ai.onnx", Some(17)),
         ]
     );
     assert!(text.contains("4 unsupported nodes:\n  Conv_a: Conv (ai.onnx, opset 17)"), "{text}");
-    assert!(text.contains("use Relu, LeakyRelu, Clip or HardSwish between layers"), "{text}");
+    assert!(text.contains("use Relu, LeakyRelu, Tanh, Sigmoid, Gelu or the like between layers"), "{text}");
 }
 
 #[test]

@@ -11,8 +11,8 @@ use std::{
 };
 
 use concilium_network::{
-    Check, FixedNetwork, ImportError, InputDomain, Network, Rounding, argmax, choose_fractional_bits,
-    import_file, quantise,
+    Check, FixedNetwork, InputDomain, Network, Rounding, argmax, choose_fractional_bits, import_file,
+    quantise,
 };
 use flate2::read::GzDecoder;
 use ndarray::{Array1, Array2, Array3, Array4, Axis, s};
@@ -181,9 +181,9 @@ fn mnist() {
 }
 
 #[test]
-fn flatten_and_reshape_exports() {
+fn exports_of_other_shapes() {
     let Some(folder) = shared() else { return };
-    for name in ["gemm_flatten", "dynamo_reshape_mlp"] {
+    for name in ["gemm_flatten", "dynamo_reshape_mlp", "lenet5_avgpool_tanh"] {
         let path = folder.join("models/odd").join(name);
         let network = import_file(path.with_extension("onnx")).unwrap();
         assert_eq!(network.input_shape(), [1, 28, 28], "{name}");
@@ -200,22 +200,15 @@ fn flatten_and_reshape_exports() {
         assert!(report.accepted());
         assert_eq!(report.fractional_bits, bits);
         println!("{report}");
-    }
-}
-
-#[test]
-fn lenet_is_refused_with_all_of_its_unsupported_nodes() {
-    let Some(folder) = shared() else { return };
-    let error = import_file(folder.join("models/odd/lenet5_avgpool_tanh.onnx")).err().unwrap();
-    let ImportError::Unsupported(refused) = &error else { panic!("{error}") };
-    let mut operators: Vec<&str> = refused.nodes.iter().map(|node| node.operator.as_str()).collect();
-    operators.sort_unstable();
-    println!("{error}");
-    let manifest = fs::read_to_string(folder.join("models/odd/manifest.json")).unwrap();
-    let manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
-    assert_eq!(operators, ["Tanh"; 3]);
-    let opset = manifest["lenet5_avgpool_tanh"]["opset"]["ai.onnx"].as_i64();
-    for node in &refused.nodes {
-        assert_eq!((node.domain.as_str(), node.opset), ("ai.onnx", opset));
+        let labels: Array1<i64> = archive.by_name("label.npy").unwrap();
+        let fixed = quantise(&network, &domain, bits).unwrap();
+        let logits = fixed.evaluate(domain.encode(rows.view(), bits).unwrap().view(), Rounding::Nearest);
+        let logits = logits.mapv(|value| value as f64 * 2_f64.powi(-(bits as i32)));
+        println!(
+            "{name}: fixed point differs by {:.5}",
+            largest((&logits - &expected.mapv(f64::from)).into_iter())
+        );
+        let found: Vec<i64> = argmax(logits.view()).into_iter().map(|label| label as i64).collect();
+        assert_eq!(found, labels.to_vec(), "{name}");
     }
 }

@@ -13,7 +13,7 @@ use crate::{
     erase::Erasing,
     limits::MAXIMUM_STEPS,
     model::Step,
-    program::{Convolution, Gather, Operation, Piece, Weights},
+    program::{Convolution, Function, Gather, Operation, Piece, Weights},
 };
 
 /// The steps so far.
@@ -276,6 +276,31 @@ impl Builder {
             return Ok(activation.clone());
         }
         let value = self.push(Step::plain(&escaped(node), vec![value], Operation::Relu))?;
+        Ok(Activation::of_value(value, activation.shape.clone()))
+    }
+
+    /// A function of each number of `activation`.
+    pub(super) fn function(
+        &mut self,
+        function: Function,
+        activation: &Activation,
+        budget: &mut Budget,
+        node: &str,
+    ) -> Result<Activation, ImportError> {
+        let inputs = vec![self.value(activation, budget)?];
+        let value = self.push(Step::plain(&escaped(node), inputs, Operation::Function(function)))?;
+        Ok(Activation::of_value(value, activation.shape.clone()))
+    }
+
+    /// 1 where a number of `activation` is 0 or more, 0 elsewhere.
+    pub(super) fn step(
+        &mut self,
+        activation: &Activation,
+        budget: &mut Budget,
+        node: &str,
+    ) -> Result<Activation, ImportError> {
+        let inputs = vec![self.value(activation, budget)?];
+        let value = self.push(Step::plain(&escaped(node), inputs, Operation::Step))?;
         Ok(Activation::of_value(value, activation.shape.clone()))
     }
 

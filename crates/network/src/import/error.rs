@@ -233,7 +233,7 @@ impl fmt::Display for UnsupportedNodes {
         }
         write!(
             formatter,
-            "\nSupported are convolutions, dense layers, pooling, sums of values and rectifiers such as ReLU."
+            "\nSupported are convolutions, dense layers, pooling, sums of values, rectifiers such as ReLU and functions such as Tanh."
         )
     }
 }

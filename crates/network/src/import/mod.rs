@@ -3,8 +3,8 @@
 //! The graph is walked once, from the input to the scores of the classes. Each name stands for a
 //! constant, for an affine function of the input or of a step's result, or for the scores
 //! themselves; so whatever is linear between two other steps ends up in one. A final softmax or
-//! sigmoid is dropped because it does not change the order of the classes. What computes a label from
-//! the scores is not looked at.
+//! sigmoid is dropped because it does not change the order of the classes; a sigmoid elsewhere is computed.
+//! What computes a label from the scores is not looked at.
 //!
 //! The file is not trusted: sizes are checked against the data before memory is reserved, nothing
 //! recurses over the graph, and data in other files is refused by name and never read.
@@ -12,6 +12,7 @@
 mod activation;
 mod budget;
 mod builder;
+mod classical;
 mod constant;
 mod error;
 mod graph;
@@ -21,22 +22,26 @@ mod node;
 mod operators;
 mod rectify;
 mod shape;
+mod smooth;
+mod support;
 mod tensor;
+mod trees;
 mod value;
 mod windows;
 mod wire;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs::File,
     io::Read,
     path::Path,
 };
 
 use prost::Message;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 pub use self::error::{ImportError, UnsupportedNode, UnsupportedNodes};
+pub use self::support::{Cost, SUPPORTED, SupportedOperator, table as operator_table};
 use self::{
     activation::Activation,
     budget::Budget,
@@ -126,6 +131,7 @@ pub fn import(bytes: &[u8]) -> Result<Network, ImportError> {
         builder: Builder::default(),
         budget: Budget::default(),
         values: HashMap::new(),
+        sigmoids: BTreeSet::new(),
         unsupported: BTreeMap::new(),
     };
     let steps = walk.run(graph, &plan)?;
@@ -141,6 +147,8 @@ impl Drop for ErasedOnDrop {
             graph.initializer.iter_mut().for_each(tensor::erase);
             for attribute in graph.node.iter_mut().flat_map(|node| &mut node.attribute) {
                 attribute.t.iter_mut().for_each(tensor::erase);
+                // Classical models keep their coefficients here.
+                attribute.floats.zeroize();
             }
         }
     }
@@ -167,6 +175,25 @@ fn origin(graph: &GraphProto, plan: &Plan, opset: i64, producer: &str, version: 
     }
 }
 
+/// The value of a node. The result of a Sigmoid is computed only for a node that needs it: after the last
+/// layer it does not change the order of the classes.
+fn evaluate(node: &mut Node<'_>, sigmoids: &BTreeSet<usize>) -> Result<Value, Failure> {
+    let is_sigmoid = |source: usize| sigmoids.contains(&source);
+    if let Some(value) = smooth::gated(node, is_sigmoid)? {
+        return Ok(value);
+    }
+    match operators::evaluate(node) {
+        Err(Failure::Unsupported(hint)) => match smooth::with_sigmoids(node, is_sigmoid)? {
+            Some(inputs) => {
+                node.inputs = inputs;
+                operators::evaluate(node)
+            }
+            None => Err(Failure::Unsupported(hint)),
+        },
+        result => result,
+    }
+}
+
 /// State of one walk over the graph.
 struct Walk<'a> {
     opset: i64,
@@ -179,6 +206,8 @@ struct Walk<'a> {
     budget: Budget,
     /// Values of all names so far.
     values: HashMap<String, Value>,
+    /// Positions of the sigmoids in the graph.
+    sigmoids: BTreeSet<usize>,
     /// Nodes that are not supported, by their position in the graph.
     unsupported: BTreeMap<usize, UnsupportedNode>,
 }
@@ -194,6 +223,8 @@ impl Walk<'_> {
                 self.refuse(graph, index, hint);
             }
         }
+        let sigmoids = plan.order.iter().copied().filter(|&index| graph.node[index].op_type == "Sigmoid");
+        self.sigmoids = sigmoids.collect();
         let walked = self.walk(graph, plan);
         if !self.unsupported.is_empty() {
             let nodes = self.unsupported.into_values().collect();
@@ -232,7 +263,7 @@ impl Walk<'_> {
             let proto = &mut graph.node[index];
             let supported = operators::is_supported(&proto.domain, &proto.op_type);
             let value = if known && supported {
-                let result = operators::evaluate(&mut Node {
+                let mut node = Node {
                     name: &name,
                     index,
                     proto,
@@ -241,13 +272,13 @@ impl Walk<'_> {
                     batch: self.batch,
                     builder: &mut self.builder,
                     budget: &mut self.budget,
-                });
-                match result {
+                };
+                match evaluate(&mut node, &self.sigmoids) {
                     Ok(value) => value,
                     Err(Failure::Import(error)) => return Err(error),
                     Err(Failure::Unsupported(hint)) => {
                         // After a softmax in the wrong place, the softmax is what has to go.
-                        match probabilities {
+                        match probabilities.filter(|source| !self.sigmoids.contains(source)) {
                             Some(source) => self.refuse(graph, source, Some(ONLY_AT_THE_END.to_owned())),
                             None => self.refuse(graph, index, Some(hint)),
                         }
@@ -261,7 +292,8 @@ impl Walk<'_> {
                 }
                 unknown
             };
-            if let Some(output) = graph.node[index].output.first() {
+            let node = &graph.node[index];
+            if let Some(output) = node.output.get(operators::result(&node.domain, &node.op_type)) {
                 self.values.insert(output.clone(), value);
             }
         }
@@ -285,13 +317,18 @@ impl Walk<'_> {
             Provider::Initialiser(index) => {
                 tensor::decode(&mut graph.initializer[*index], name, &mut self.budget)?
             }
-            Provider::Node { node, output: 0 } => {
+            Provider::Node { node, output }
+                if *output == operators::result(&graph.node[*node].domain, &graph.node[*node].op_type) =>
+            {
                 let node = quoted(&node_name(&graph.node[*node]));
                 return Err(ImportError::Cycle { node });
             }
-            // Masks of Dropout and statistics of BatchNormalization.
+            // Masks of Dropout, statistics of BatchNormalization, labels of classifiers.
             Provider::Node { node, .. } => {
-                let hint = "only the first output is supported".to_owned();
+                let hint = match operators::result(&graph.node[*node].domain, &graph.node[*node].op_type) {
+                    0 => "only the first output is supported".to_owned(),
+                    _ => "only the scores of a classifier are used, not its labels".to_owned(),
+                };
                 self.refuse(graph, *node, Some(hint));
                 Value::Unknown { depends_on_input: true }
             }

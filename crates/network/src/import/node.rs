@@ -94,6 +94,21 @@ impl Node<'_> {
         escaped(&String::from_utf8(bytes).unwrap_or_default())
     }
 
+    /// List of numbers `name`; empty when it is not given.
+    pub(super) fn floats_attribute(&self, name: &str) -> Result<Vec<f64>, ImportError> {
+        let given = self.attribute(name).map_or(&[][..], |attribute| &attribute.floats);
+        match given.iter().position(|value| !value.is_finite()) {
+            Some(index) => Err(self.broken(format!("{name} is {} at index {index}", given[index]))),
+            None => Ok(given.iter().copied().map(f64::from).collect()),
+        }
+    }
+
+    /// List of texts `name`; empty when it is not given.
+    pub(super) fn texts_attribute(&self, name: &str) -> Vec<String> {
+        let given = self.attribute(name).map_or(&[][..], |attribute| &attribute.strings);
+        given.iter().map(|text| escaped(&String::from_utf8_lossy(text))).collect()
+    }
+
     /// List of integers `name`, when it is given.
     pub(super) fn integers_attribute(&self, name: &str) -> Option<Vec<i64>> {
         self.attribute(name).map(|attribute| attribute.ints.clone())

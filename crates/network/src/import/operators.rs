@@ -1,66 +1,26 @@
 //! The operators that import evaluates, and what to say about the others.
 
 use super::{
+    classical,
     constant::{self, Arithmetic},
     graph::{MACHINE_LEARNING_DOMAIN, is_float},
     layout, linear,
     node::Node,
-    rectify, shape,
+    rectify, shape, smooth, support, trees,
     value::{Failure, Integer, ONLY_AT_THE_END, Value, mismatch, normalise_axis, unsupported},
     windows,
 };
-use crate::onnx::data_type;
+use crate::{onnx::data_type, program::Function};
 
 /// True for an operator that [`evaluate`] knows.
 pub(super) fn is_supported(domain: &str, operator: &str) -> bool {
-    is_default_domain(domain)
-        && matches!(
-            operator,
-            "Abs"
-                | "Add"
-                | "AveragePool"
-                | "BatchNormalization"
-                | "Cast"
-                | "Clip"
-                | "Concat"
-                | "Constant"
-                | "Conv"
-                | "Div"
-                | "Dropout"
-                | "Expand"
-                | "Flatten"
-                | "Gather"
-                | "Gemm"
-                | "GlobalAveragePool"
-                | "GlobalMaxPool"
-                | "HardSigmoid"
-                | "HardSwish"
-                | "Identity"
-                | "LeakyRelu"
-                | "LogSoftmax"
-                | "MatMul"
-                | "Max"
-                | "MaxPool"
-                | "Min"
-                | "Mul"
-                | "Neg"
-                | "PRelu"
-                | "Pad"
-                | "Reciprocal"
-                | "ReduceMean"
-                | "ReduceSum"
-                | "Relu"
-                | "Reshape"
-                | "Shape"
-                | "Sigmoid"
-                | "Slice"
-                | "Softmax"
-                | "Sqrt"
-                | "Squeeze"
-                | "Sub"
-                | "Transpose"
-                | "Unsqueeze"
-        )
+    support::find(domain, operator).is_some()
+}
+
+/// Index of the output that is computed: classifiers give labels first, then scores.
+pub(super) fn result(domain: &str, operator: &str) -> usize {
+    let classifier = matches!(operator, "LinearClassifier" | "TreeEnsembleClassifier");
+    usize::from(domain == MACHINE_LEARNING_DOMAIN && classifier)
 }
 
 /// True for the operators of ONNX itself.
@@ -76,20 +36,18 @@ pub(super) fn is_division(operator: &str) -> bool {
 /// What may help with an operator that is not supported.
 pub(super) fn hint(domain: &str, operator: &str) -> Option<&'static str> {
     let hint = match (domain, operator) {
-        (MACHINE_LEARNING_DOMAIN, "Scaler" | "Imputer") => {
-            "write standardisation by constants as Sub and Div, or apply it to the data"
+        (MACHINE_LEARNING_DOMAIN, "Imputer") => "fill in missing values before",
+        (MACHINE_LEARNING_DOMAIN, "LinearRegressor" | "TreeEnsembleRegressor") => "export a classifier",
+        (MACHINE_LEARNING_DOMAIN, "SVMClassifier") => {
+            "use LinearSVC, or a linear model trained by SGDClassifier"
         }
-        (MACHINE_LEARNING_DOMAIN, "LinearClassifier" | "LinearRegressor") => {
-            "write it as Gemm followed by Softmax"
-        }
-        (MACHINE_LEARNING_DOMAIN, "Normalizer") => "end the model with Softmax instead",
-        (MACHINE_LEARNING_DOMAIN, _) => "only neural networks are supported (MLPClassifier)",
+        (MACHINE_LEARNING_DOMAIN, _) => "use a linear classifier, decision trees or MLPClassifier",
         (domain, _) if !is_default_domain(domain) => {
             "functions and custom operators are not expanded; export without them"
         }
         (_, "ConvTranspose" | "ConvInteger") => "use Conv",
-        (_, "Tanh" | "Elu" | "Selu" | "Gelu" | "Softplus" | "Mish" | "Erf" | "ThresholdedRelu" | "Celu") => {
-            "use Relu, LeakyRelu, Clip or HardSwish between layers"
+        (_, "ThresholdedRelu" | "Softsign" | "Exp" | "Log" | "Pow") => {
+            "use Relu, LeakyRelu, Tanh, Sigmoid, Gelu or the like between layers"
         }
         (_, "LayerNormalization" | "InstanceNormalization" | "GroupNormalization") => {
             "use BatchNormalization, which is fused into the layer before it"
@@ -108,6 +66,15 @@ pub(super) fn hint(domain: &str, operator: &str) -> Option<&'static str> {
 
 /// Value of the first output of `node`, whose inputs are all known.
 pub(super) fn evaluate(node: &mut Node<'_>) -> Result<Value, Failure> {
+    if node.proto.domain == MACHINE_LEARNING_DOMAIN {
+        return match node.proto.op_type.as_str() {
+            "LinearClassifier" => classical::linear_classifier(node),
+            "Normalizer" => classical::normalizer(node),
+            "Scaler" => classical::scaler(node),
+            "TreeEnsembleClassifier" => trees::tree_ensemble(node),
+            _ => unsupported("not supported"),
+        };
+    }
     match node.proto.op_type.as_str() {
         "Add" => linear::arithmetic(node, Arithmetic::Add),
         "Sub" => linear::arithmetic(node, Arithmetic::Subtract),
@@ -136,6 +103,13 @@ pub(super) fn evaluate(node: &mut Node<'_>) -> Result<Value, Failure> {
         "Abs" => rectify::absolute(node),
         "LeakyRelu" | "PRelu" => rectify::leaky_relu(node),
         "Clip" => rectify::clip(node),
+        "Tanh" => smooth::function(node, Function::Tanh),
+        "Softplus" => smooth::function(node, Function::Softplus),
+        "Erf" => smooth::function(node, Function::Erf),
+        "Mish" => smooth::function(node, Function::Mish),
+        "Gelu" => smooth::gelu(node),
+        "Swish" => smooth::swish(node),
+        "Elu" | "Selu" | "Celu" => smooth::exponential_unit(node),
         "HardSigmoid" => rectify::hard_sigmoid(node, false),
         "HardSwish" => rectify::hard_sigmoid(node, true),
         "Max" => rectify::extreme(node, false),

@@ -4,7 +4,7 @@ use concilium_ring::{Element, Z64};
 use ndarray::{Array2, ArrayView2, ArrayView3, Axis, Zip, linalg::general_mat_mul};
 use zeroize::Zeroize;
 
-use super::{Affine, Operation, Weights, uses};
+use super::{Affine, Function, Operation, Weights, uses};
 
 /// Numbers of the gathered windows that are held at a time.
 const WINDOW_ELEMENTS: usize = 1 << 20;
@@ -31,6 +31,13 @@ pub trait Number: Linear + PartialOrd + Zeroize {
 
     /// Product of two matrices, modulo 2^64 for integers.
     fn product(left: ArrayView2<'_, Self>, right: ArrayView2<'_, Self>) -> Array2<Self>;
+
+    /// The number 1, at scale f for integers with `fractional_bits` f.
+    fn one(fractional_bits: u32) -> Self;
+
+    /// A function of each number: the function itself for real numbers, its pieces for integers with
+    /// `fractional_bits` f, at scale 2f.
+    fn function(function: Function, values: ArrayView2<'_, Self>, fractional_bits: u32) -> Array2<Self>;
 }
 
 impl Linear for f64 {
@@ -79,6 +86,14 @@ impl Number for f64 {
         general_mat_mul(1.0, &left, &right, 0.0, &mut product);
         product
     }
+
+    fn one(_: u32) -> Self {
+        1.0
+    }
+
+    fn function(function: Function, values: ArrayView2<'_, Self>, _: u32) -> Array2<Self> {
+        values.mapv(|value| function.exact(value))
+    }
 }
 
 impl Number for i64 {
@@ -96,6 +111,15 @@ impl Number for i64 {
             }
         }
         product
+    }
+
+    fn one(fractional_bits: u32) -> Self {
+        1 << fractional_bits
+    }
+
+    fn function(function: Function, values: ArrayView2<'_, Self>, fractional_bits: u32) -> Array2<Self> {
+        let pieces = function.pieces(fractional_bits);
+        values.mapv(|value| pieces.at(value))
     }
 }
 
@@ -179,7 +203,15 @@ pub fn shift<T: Linear>(values: ArrayView2<'_, T>, summands: &[T], positions: us
     })
 }
 
-/// The result of an operation before it is rescaled.
+/// `values` `[rows, size]` plus each of `summands`: `[rows, summands * size]`, one summand after the other.
+pub fn spread<T: Linear>(values: ArrayView2<'_, T>, summands: &[T]) -> Array2<T> {
+    let size = values.ncols();
+    Array2::from_shape_fn((values.nrows(), summands.len() * size), |(row, column)| {
+        values[(row, column % size)].plus(summands[column / size])
+    })
+}
+
+/// The result of an operation before it is rescaled. `fractional_bits` matters for integers only.
 ///
 /// # Panics
 /// When values or weights do not fit the operation, which [`check`](super::check) excludes.
@@ -187,6 +219,7 @@ pub fn exact<T: Number>(
     operation: &Operation,
     weights: Option<&Weights<T>>,
     values: &[ArrayView2<'_, T>],
+    fractional_bits: u32,
 ) -> Array2<T> {
     if let Some(result) = linear(operation, values) {
         return result;
@@ -201,6 +234,10 @@ pub fn exact<T: Number>(
         Operation::Relu => values[0].mapv(|value| if value < T::ZERO { T::ZERO } else { value }),
         Operation::Maximum => pairwise(|left, right| if left < right { right } else { left }),
         Operation::Multiply => pairwise(T::times),
+        Operation::Step => {
+            values[0].mapv(|value| if value < T::ZERO { T::ZERO } else { T::one(fractional_bits) })
+        }
+        Operation::Function(function) => T::function(*function, values[0], fractional_bits),
         Operation::Shift { positions, .. } => {
             shift(values[0], weights().bias.as_slice().expect("a vector is contiguous"), *positions)
         }

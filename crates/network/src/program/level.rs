@@ -2,7 +2,7 @@
 //!
 //! Level 0 is what can be computed from the input without a message. Odd levels end with a rescaling,
 //! even ones from 2 on with a comparison and a selection; a step without messages is on the level of
-//! the last value that it takes. All steps of a level, of all owners, are one batch, so that rounds
+//! the last value that it takes. A step that compares and rescales is on the level of its rescaling. All steps of a level, of all owners, are one batch, so that rounds
 //! depend on the deepest program alone. A rescaling and the comparison after it, levels 2t + 1 and
 //! 2t + 2, are *layer* t + 1: they have the same dealer and share a round.
 
@@ -35,6 +35,8 @@ impl Levels {
             Messages::None => before,
             Messages::Rescaling => before + 1 + before % 2,
             Messages::Comparison => before + 2 - before % 2,
+            // It compares on the level before its own.
+            Messages::ComparisonAndRescaling => before + 3 - before % 2,
         };
         self.0.push(level);
         level
@@ -50,19 +52,22 @@ impl Default for Levels {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::program::Function;
 
     #[test]
     fn rescalings_are_on_odd_levels_and_comparisons_on_even_ones() {
         let dense = || Operation::Dense { inputs: 1, outputs: 1 };
-        let steps: [(&[usize], Operation); 6] = [
+        let steps: [(&[usize], Operation); 8] = [
             (&[0], Operation::Relu),
             (&[1], Operation::Relu),
             (&[2], dense()),
             (&[3], dense()),
             (&[4], Operation::Relu),
             (&[1], dense()),
+            (&[1], Operation::Function(Function::Tanh)),
+            (&[4], Operation::Function(Function::Tanh)),
         ];
         let levels = Levels::of(steps.iter().map(|(inputs, operation)| (*inputs, operation)));
-        assert_eq!(levels, [2, 4, 5, 7, 8, 3]);
+        assert_eq!(levels, [2, 4, 5, 7, 8, 3, 5, 9]);
     }
 }

@@ -13,12 +13,14 @@
 //! |---|---|
 //! | here | operations, their sizes, and the checks that every program passes |
 //! | [`affine`] | products with secret weights, dense and by windows |
+//! | [`function`] | smooth functions, by straight pieces |
 //! | [`gather`] | numbers in another order |
 //! | [`level`] | which steps wait for the same messages |
 //! | [`evaluate`] | the meaning of each operation on real numbers and on integers |
 
 pub mod affine;
 pub mod evaluate;
+pub mod function;
 pub mod gather;
 pub mod level;
 
@@ -26,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use affine::{Affine, Convolution, Weights};
+pub use function::Function;
 pub use gather::{Gather, Piece};
 
 use crate::limits::{
@@ -68,6 +71,10 @@ pub enum Operation {
     Relu,
     /// The larger of the numbers of two values of one size.
     Maximum,
+    /// 1 for each number that is 0 or more, 0 for each that is negative.
+    Step,
+    /// A smooth function of each number, by straight pieces.
+    Function(Function),
 }
 
 /// The messages that the servers exchange for a step.
@@ -79,6 +86,22 @@ pub enum Messages {
     Rescaling,
     /// A comparison with zero, and a selection by its result.
     Comparison,
+    /// A comparison and a selection, and then a rescaling.
+    ComparisonAndRescaling,
+}
+
+impl Messages {
+    /// True when a rescaling is among them, the last.
+    #[must_use]
+    pub fn rescale(self) -> bool {
+        matches!(self, Self::Rescaling | Self::ComparisonAndRescaling)
+    }
+
+    /// True when a comparison is among them, the first.
+    #[must_use]
+    pub fn compare(self) -> bool {
+        matches!(self, Self::Comparison | Self::ComparisonAndRescaling)
+    }
 }
 
 impl Operation {
@@ -95,6 +118,18 @@ impl Operation {
             Self::Multiply => "multiply",
             Self::Relu => "relu",
             Self::Maximum => "maximum",
+            Self::Step => "step",
+            Self::Function(function) => match function {
+                Function::Tanh => "tanh",
+                Function::Sigmoid => "sigmoid",
+                Function::Softplus => "softplus",
+                Function::Erf => "erf",
+                Function::Gelu => "gelu",
+                Function::GeluTanh => "gelu by tanh",
+                Function::Silu => "silu",
+                Function::Mish => "mish",
+                Function::NegativeExponential => "exponential",
+            },
         }
     }
 
@@ -104,7 +139,8 @@ impl Operation {
         match self {
             Self::Shift { .. } | Self::Gather(_) | Self::Sum(_) | Self::Combine { .. } => Messages::None,
             Self::Dense { .. } | Self::Convolution(_) | Self::Multiply => Messages::Rescaling,
-            Self::Relu | Self::Maximum => Messages::Comparison,
+            Self::Relu | Self::Maximum | Self::Step => Messages::Comparison,
+            Self::Function(_) => Messages::ComparisonAndRescaling,
         }
     }
 
@@ -197,7 +233,7 @@ impl Operation {
                 takes(arriving[1])?;
                 Ok(size)
             }
-            Self::Relu => Ok(size),
+            Self::Relu | Self::Step | Self::Function(_) => Ok(size),
         }
     }
 
@@ -205,6 +241,7 @@ impl Operation {
     fn work(&self, size: usize) -> usize {
         match self {
             Self::Sum(windows) => Affine::convolution(*windows).work(),
+            Self::Function(function) => size.saturating_mul(function.comparisons()),
             _ => self.affine().map_or(size, |affine| affine.work()),
         }
     }

@@ -66,6 +66,8 @@ pub(crate) trait WithAttributes {
     fn integers(self, name: &str, values: &[i64]) -> Self;
     /// Adds a number.
     fn float(self, name: &str, value: f32) -> Self;
+    /// Adds a text.
+    fn text(self, name: &str, value: &str) -> Self;
     /// Adds a tensor.
     fn tensor(self, name: &str, value: TensorProto) -> Self;
 }
@@ -86,6 +88,12 @@ impl WithAttributes for NodeProto {
     fn float(mut self, name: &str, value: f32) -> Self {
         let name = name.to_owned();
         self.attribute.push(AttributeProto { name, f: Some(value), r#type: 1, ..Default::default() });
+        self
+    }
+
+    fn text(mut self, name: &str, value: &str) -> Self {
+        let (name, s) = (name.to_owned(), Some(value.as_bytes().to_vec()));
+        self.attribute.push(AttributeProto { name, s, r#type: 3, ..Default::default() });
         self
     }
 

@@ -1,0 +1,139 @@
+//! The operators that are read, and what of them: the table of `docs/operators.md`.
+
+use super::graph::MACHINE_LEARNING_DOMAIN;
+
+/// An operator that import knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SupportedOperator {
+    /// Its domain, `ai.onnx` for ONNX itself.
+    pub domain: &'static str,
+    /// Its name.
+    pub name: &'static str,
+    /// What servers exchange for it.
+    pub cost: Cost,
+    /// What of it is read, and with what limits.
+    pub notes: &'static str,
+}
+
+/// What servers exchange for an operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Cost {
+    /// Nothing.
+    Free,
+    /// Part of the product before or after it where there is one, else a product.
+    Fused,
+    /// A product and its rescaling.
+    Product,
+    /// A comparison for each number.
+    Comparison,
+    /// Several comparisons for each number, in one batch.
+    Comparisons,
+}
+
+impl Cost {
+    /// In words.
+    #[must_use]
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::Free => "none",
+            Self::Fused => "fused, else a product",
+            Self::Product => "product",
+            Self::Comparison => "comparison",
+            Self::Comparisons => "comparisons",
+        }
+    }
+}
+
+const ELEMENTWISE: &str = "two values, or a value and a constant, with broadcasting within a sample";
+const PIECES: &str = "straight pieces, at most 0.001 from the function before slopes are rounded";
+const WINDOWS: &str = "one or two dimensions; strides, pads, dilations, auto_pad, ceil_mode";
+
+macro_rules! table {
+    ($($domain:ident $name:literal $cost:ident $notes:expr;)*) => {
+        /// All operators that are read, by domain and name.
+        pub const SUPPORTED: &[SupportedOperator] = &[
+            $(SupportedOperator { domain: table!($domain), name: $name, cost: Cost::$cost, notes: $notes },)*
+        ];
+    };
+    (onnx) => { "ai.onnx" };
+    (classical) => { MACHINE_LEARNING_DOMAIN };
+}
+
+table! {
+    onnx "Abs" Comparison "";
+    onnx "Add" Fused ELEMENTWISE;
+    onnx "AveragePool" Free "as Conv; the divisor becomes part of a product";
+    onnx "BatchNormalization" Fused "with the statistics of training";
+    onnx "Cast" Free "between formats of real numbers";
+    onnx "Celu" Comparisons PIECES;
+    onnx "Clip" Comparison "constant bounds";
+    onnx "Concat" Free "along dimensions of a sample";
+    onnx "Constant" Free "numbers";
+    onnx "Conv" Product "constant kernel; one or two dimensions; strides, pads, dilations, groups, auto_pad";
+    onnx "Div" Fused "by a constant";
+    onnx "Dropout" Free "outside of training, where it does nothing";
+    onnx "Elu" Comparisons PIECES;
+    onnx "Erf" Comparisons PIECES;
+    onnx "Expand" Free "to a constant shape, not over the batch";
+    onnx "Flatten" Free "of dimensions of a sample";
+    onnx "Gather" Free "constant indices";
+    onnx "Gelu" Comparisons PIECES;
+    onnx "Gemm" Product "constant weights; alpha, beta, transB";
+    onnx "GlobalAveragePool" Free "the divisor becomes part of a product";
+    onnx "GlobalMaxPool" Comparison "";
+    onnx "HardSigmoid" Comparison "two for each number";
+    onnx "HardSwish" Comparison "two for each number, and a product";
+    onnx "Identity" Free "";
+    onnx "LeakyRelu" Comparison "and a product for the slope";
+    onnx "LogSoftmax" Free "after the last layer only, where it does not change the order of the classes";
+    onnx "MatMul" Product "with a constant matrix";
+    onnx "Max" Comparison "of values and constants";
+    onnx "MaxPool" Comparison WINDOWS;
+    onnx "Min" Comparison "of values and constants";
+    onnx "Mish" Comparisons PIECES;
+    onnx "Mul" Fused ELEMENTWISE;
+    onnx "Neg" Free "";
+    onnx "PRelu" Comparison "constant slopes; and a product for them";
+    onnx "Pad" Free "with zeros, of dimensions of a sample";
+    onnx "Reciprocal" Free "of constants";
+    onnx "ReduceMean" Free "over dimensions of a sample; the divisor becomes part of a product";
+    onnx "ReduceSum" Free "over dimensions of a sample";
+    onnx "Relu" Comparison "moves behind a MaxPool";
+    onnx "Reshape" Free "to a constant shape that keeps the batch";
+    onnx "Selu" Comparisons PIECES;
+    onnx "Shape" Free "for the shapes of Reshape and the like";
+    onnx "Sigmoid" Comparisons "free after the last layer; straight pieces between layers, at most 0.001 from the function";
+    onnx "Slice" Free "constant bounds";
+    onnx "Softmax" Free "after the last layer only, where it does not change the order of the classes";
+    onnx "Softplus" Comparisons PIECES;
+    onnx "Sqrt" Free "of constants";
+    onnx "Squeeze" Free "";
+    onnx "Sub" Fused ELEMENTWISE;
+    onnx "Swish" Comparisons PIECES;
+    onnx "Tanh" Comparisons PIECES;
+    onnx "Transpose" Free "of dimensions of a sample";
+    onnx "Unsqueeze" Free "";
+    classical "LinearClassifier" Product "post_transform NONE, SOFTMAX, LOGISTIC";
+    classical "Normalizer" Free "of a classifier's scores, whose order it keeps";
+    classical "Scaler" Fused "";
+    classical "TreeEnsembleClassifier" Comparison "comparisons of features with thresholds, all paths taken; \
+        structure, features, thresholds and leaves stay secret, the numbers of trees, nodes and leaves do not";
+}
+
+/// The entry of an operator, if import knows it.
+pub(super) fn find(domain: &str, name: &str) -> Option<&'static SupportedOperator> {
+    let domain = if domain.is_empty() { "ai.onnx" } else { domain };
+    SUPPORTED.iter().find(|operator| operator.domain == domain && operator.name == name)
+}
+
+/// The table in Markdown, as `docs/operators.md` has it.
+#[must_use]
+pub fn table() -> String {
+    let mut text = "| domain | operator | messages | what is read |\n|---|---|---|---|\n".to_owned();
+    for SupportedOperator { domain, name, cost, notes } in SUPPORTED {
+        text += &format!("| {domain} | {name} | {} | {notes} |\n", cost.describe());
+    }
+    text
+}
