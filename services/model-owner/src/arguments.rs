@@ -78,12 +78,19 @@ pub struct CheckArguments {
     /// Fractional bits, 8 to 20; the most that fit are used otherwise.
     #[arg(long, value_name = "BITS", conflicts_with = "task")]
     pub fractional_bits: Option<u32>,
+    /// Rows for the secure run, from a file of NumPy's: float32 or float64, [rows, ...]. Without ranges or a
+    /// task, their smallest and largest number are taken for the range of every feature.
+    #[arg(long, value_name = "X.npy", conflicts_with_all = ["rows", "seed"])]
+    pub inputs: Option<PathBuf>,
     /// Rows to draw for the secure run.
     #[arg(long, value_name = "N", default_value = "16")]
     pub rows: NonZeroUsize,
     /// Seed of the drawn rows, to repeat a run.
     #[arg(long, value_name = "SEED")]
     pub seed: Option<u64>,
+    /// Write the whole report to this file, as JSON; also when the model is refused.
+    #[arg(long, value_name = "OUT")]
+    pub json: Option<PathBuf>,
 }
 
 /// Arguments of `share`.
@@ -155,6 +162,7 @@ this process, and every step is compared with plaintext. Nothing is sent.
 Examples:
   concilium-owner check model.onnx --task-file tasks.toml --task heart
   concilium-owner check model.onnx --input-minimum 0,-1.5 --input-maximum 4254,1.5
+  concilium-owner check model.onnx --inputs test-rows.npy --json report.json
 
 Exit code 0: the model may be shared. 2: it is refused, the reason is on standard error.";
 

@@ -7,6 +7,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a panic is how a test fails"))]
 
 pub mod arguments;
+pub mod inputs;
 pub mod report;
 pub mod secure_run;
 pub mod share;
@@ -30,6 +31,8 @@ use concilium_network::{Check, Network, import_file, quantise};
 use indicatif::{ProgressBar, ProgressStyle};
 use rand::{TryRng as _, rngs::SysRng};
 
+use inputs::read_rows;
+use secure_run::SecureRun;
 pub use share::{ShareError, ShareOptions, Shared, share_model};
 pub use store::{Listing, WithdrawError, list, withdraw};
 use target::{Target, TargetError};
@@ -94,13 +97,48 @@ async fn run_check(
     arguments: &CheckArguments,
     output: &mut Output<StdoutLock<'static>>,
 ) -> Result<(), Failure> {
+    let mut found = Found::default();
+    let outcome = check(config, arguments, &mut found, output).await;
+    if let Some(path) = &arguments.json {
+        let reason = outcome.as_ref().err().map(ToString::to_string);
+        let text = report::check_json(found.check.as_ref(), found.run.as_ref(), reason.as_deref());
+        std::fs::write(path, text + "\n")
+            .map_err(|error| Failure::new(FailureClass::Local, &error).context(path.display()))?;
+    }
+    outcome
+}
+
+/// What `check` has found out until it ended.
+#[derive(Default)]
+struct Found {
+    check: Option<Check>,
+    run: Option<SecureRun>,
+}
+
+async fn check(
+    config: &Path,
+    arguments: &CheckArguments,
+    found: &mut Found,
+    output: &mut Output<StdoutLock<'static>>,
+) -> Result<(), Failure> {
     let network = import(&arguments.model)?;
+    let inputs = arguments.inputs.as_ref().map(|path| read_rows(path, network.input_features())).transpose();
+    let inputs = inputs.map_err(|error| Failure::new(FailureClass::Input, &error))?;
     let target = match (&arguments.task, &arguments.task_file) {
         (Some(task), Some(file)) => Target::of_file(file, task)?,
         (Some(task), None) => Target::of_task(&connect(config)?.task(task).await?),
         (None, _) if !arguments.input_minimum.is_empty() => {
             let (minimum, maximum) = (arguments.input_minimum.clone(), arguments.input_maximum.clone());
             Target::of_ranges(&network, minimum, maximum, arguments.fractional_bits)?
+        }
+        (None, _) if inputs.is_some() => {
+            let numbers = || inputs.iter().flatten().copied();
+            let (low, high) = (numbers().fold(f64::MAX, f64::min), numbers().fold(f64::MIN, f64::max));
+            let _ = writeln!(
+                io::stderr(),
+                "note: no ranges were given, so every feature is taken to lie from {low} to {high}, as in the inputs"
+            );
+            Target::of_ranges(&network, vec![low], vec![high], arguments.fractional_bits)?
         }
         (None, _) => {
             // What normalised features usually keep to. The headroom found holds for these ranges only.
@@ -112,7 +150,7 @@ async fn run_check(
             Target::of_ranges(&network, vec![-1.0], vec![1.0], arguments.fractional_bits)?
         }
     };
-    let check = Check::new(&network, &target.domain, target.fractional_bits)?;
+    let check = found.check.insert(Check::new(&network, &target.domain, target.fractional_bits)?);
     output.line(check.to_string().trim_end())?;
     target.check_classes(&network)?;
     if let Some(refusal) = &check.refusal {
@@ -129,9 +167,17 @@ async fn run_check(
             SysRng.try_next_u32().map(u64::from).map_err(|error| Failure::new(FailureClass::Local, &error))?
         }
     };
-    let shown = secure_run::secure_run(&network, &fixed, &target.domain, arguments.rows.get(), seed)
+    let (rows, origin) = match inputs {
+        Some(rows) => (rows, "given rows".to_owned()),
+        None => {
+            let rows = secure_run::draw_rows(&target.domain, arguments.rows.get(), seed);
+            (rows, format!("random rows, --seed {seed}"))
+        }
+    };
+    let shown = secure_run::secure_run(&network, &fixed, &target.domain, &rows, seed)
         .map_err(|error| Failure::new(FailureClass::Input, &error))?;
-    report::secure_run(&shown, check.parameters, output)
+    let parameters = check.parameters;
+    report::secure_run(found.run.insert(shown), &origin, parameters, output)
 }
 
 async fn run_share(

@@ -62,8 +62,6 @@ pub enum SecureRunError {
 pub struct SecureRun {
     /// Rows evaluated.
     pub rows: usize,
-    /// Seed of the drawn inputs.
-    pub seed: u64,
     /// For each step its name and the largest difference to the fixed-point plaintext, in units of the
     /// last place.
     pub steps: Vec<(String, i64)>,
@@ -71,6 +69,10 @@ pub struct SecureRun {
     pub logit_difference: f64,
     /// The proven bound of that difference.
     pub error_bound: f64,
+    /// Logits of the secure run, `[rows, classes]`.
+    pub logits: Array2<f64>,
+    /// Logits of the network in double precision, `[rows, classes]`.
+    pub exact_logits: Array2<f64>,
     /// Rows whose vote is that of the network in double precision.
     pub votes_agree: usize,
     /// Rounds from the shared input to the shared and noised histogram.
@@ -92,7 +94,8 @@ pub fn draw_rows(domain: &InputDomain, rows: usize, seed: u64) -> Array2<f64> {
     })
 }
 
-/// Evaluates `network`, and `fixed` that was made of it, on `rows` drawn rows.
+/// Evaluates `network`, and `fixed` that was made of it, on `drawn` rows `[rows, features]`. `seed` is for what
+/// the three parties draw among themselves.
 ///
 /// # Errors
 /// [`SecureRunError`] if the secure evaluation fails or gives a value that it must not give.
@@ -100,10 +103,10 @@ pub fn secure_run(
     network: &Network,
     fixed: &FixedNetwork,
     domain: &InputDomain,
-    rows: usize,
+    drawn: &Array2<f64>,
     seed: u64,
 ) -> Result<SecureRun, SecureRunError> {
-    let drawn = draw_rows(domain, rows, seed);
+    let rows = drawn.nrows();
     let encoded = domain.encode(drawn.view(), fixed.fractional_bits())?;
     let ensembles = ensembles(fixed)?;
     let input = deal_rows(&encoded)?;
@@ -161,8 +164,9 @@ pub fn secure_run(
     let traffic = [first?, second?, third?];
     Ok(SecureRun {
         rows,
-        seed,
         steps,
+        logits: values.mapv(|value| value as f64 * unit),
+        exact_logits: exact,
         logit_difference,
         error_bound: fixed.error_bound(),
         votes_agree,
@@ -236,7 +240,8 @@ mod tests {
             InputDomain::new(vec![2, 3], vec![0.0, -100.0, 0.001, 0.0, -1.0, 0.0], vec![4000.0]).unwrap();
         let bits = choose_fractional_bits([&network], &domain).unwrap();
         let fixed = quantise(&network, &domain, bits).unwrap();
-        let shown = secure_run(&network, &fixed, &domain, 5, seed).unwrap();
+        let rows = draw_rows(&domain, 5, seed);
+        let shown = secure_run(&network, &fixed, &domain, &rows, seed).unwrap();
         assert_eq!((shown.rows, shown.steps.len()), (5, 3));
         assert!(shown.logit_difference <= shown.error_bound && shown.error_bound > 0.0, "{shown:?}");
         assert!(shown.rounds > 3 && shown.bytes_sent.iter().all(|&bytes| bytes > 0), "{shown:?}");

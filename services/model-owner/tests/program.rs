@@ -148,3 +148,79 @@ fn without_ranges_the_usual_ones_are_assumed_and_said() {
     assert!(assumed.is_some());
     assert_eq!(assumed, fractional_bits(&check(&[&[model.as_str()][..], &given].concat())));
 }
+
+/// A file of `rows` rows of `features` numbers from 0 to 1.
+fn write_inputs(path: &Path, rows: usize, shape: &[usize]) {
+    let shape: Vec<usize> = [&[rows], shape].concat();
+    let count: usize = shape.iter().product();
+    let numbers = (0..count).map(|index| (index * 7919 % 101) as f32 / 100.0).collect();
+    ndarray_npy::write_npy(path, &ndarray::ArrayD::from_shape_vec(shape, numbers).unwrap()).unwrap();
+}
+
+#[test]
+fn given_rows_are_run_and_the_report_is_json() {
+    let folder = tempfile::tempdir().unwrap();
+    let (inputs, report) = (folder.path().join("x.npy"), folder.path().join("report.json"));
+    write_inputs(&inputs, 4, &[1, 8, 8]);
+    for name in ["legacy_convolution", "legacy_tanh", "sklearn_forest"] {
+        let model = fixture(&format!("{name}.onnx"));
+        let shape: &[usize] = if name == "legacy_convolution" { &[1, 8, 8] } else { &[64] };
+        write_inputs(&inputs, 4, shape);
+        let text = check(&[&model, "--inputs", inputs.to_str().unwrap(), "--json", report.to_str().unwrap()]);
+        assert!(text.contains("4 given rows"), "{text}");
+        let found: serde_json::Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
+        assert_eq!(found["ok"], true, "{found}");
+        assert_eq!((&found["rows"], &found["labels_agree"]), (&4.into(), &4.into()), "{name}");
+        assert!(found["operators"].as_object().unwrap().values().all(serde_json::Value::is_u64));
+        assert!(found["parameters"].as_u64().unwrap() > 0);
+        assert!(found["headroom_bits"].as_i64().unwrap() >= 24);
+        assert!(found["rounds"].as_u64().unwrap() > 5);
+        assert_eq!(found["bytes"].as_array().unwrap().len(), 3);
+        let (secure, oracle) = (&found["outputs_mpc"], &found["outputs_oracle"]);
+        let mut largest: f64 = 0.0;
+        for row in 0..4 {
+            for class in 0..10 {
+                let number = |outputs: &serde_json::Value| outputs[row][class].as_f64().unwrap();
+                largest = largest.max((number(secure) - number(oracle)).abs());
+            }
+        }
+        let stated = found["max_abs_error"].as_f64().unwrap();
+        assert!((largest - stated).abs() < 1e-12, "{largest} for {stated}");
+        assert!(stated > 0.0 && stated < 0.05, "{name}: {stated}");
+    }
+}
+
+#[test]
+fn a_refusal_is_in_the_report_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let report = folder.path().join("report.json");
+    let message = failure_of_lines(
+        &["check", &fixture("unsupported_lstm.onnx"), "--json", report.to_str().unwrap()],
+        2,
+    );
+    let found: serde_json::Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
+    assert_eq!(found["ok"], false);
+    assert!(found["reason"].as_str().unwrap().contains("LSTM"), "{found}");
+    assert!(message.contains("LSTM"), "{message}");
+}
+
+#[test]
+fn inputs_that_do_not_fit_are_refused_by_their_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let inputs = folder.path().join("x.npy");
+    let model = fixture("legacy_mlp.onnx");
+    let path = inputs.to_str().unwrap().to_owned();
+    let refused = || failure(&["check", &model, "--inputs", &path], 2);
+    assert!(refused().contains("x.npy"));
+    write_inputs(&inputs, 3, &[63]);
+    assert!(refused().contains("has shape [3, 63], the network takes rows of 64 features"));
+    write_inputs(&inputs, 0, &[64]);
+    assert!(refused().contains("1 to 10000 of them"));
+    fs::write(&inputs, b"no array").unwrap();
+    assert!(refused().contains("write it with numpy.save"));
+    let integers = ndarray::Array2::<i64>::zeros((2, 64));
+    ndarray_npy::write_npy(&inputs, &integers).unwrap();
+    assert!(refused().contains("write it with numpy.save"));
+    write_inputs(&inputs, 2, &[64]);
+    assert!(failure_of_lines(&["check", &model, "--inputs", &path, "--rows", "3"], 2).contains("--rows"));
+}

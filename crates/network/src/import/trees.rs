@@ -144,10 +144,9 @@ fn branches(node: &Node<'_>, features: usize) -> Result<(Vec<Branch>, Rows), Fai
         return mismatch(node.name, "as many of each of the nodes' parameters", format!("{lengths:?}"));
     }
     let mut rows = Rows::with_capacity(count);
-    for row in 0..count {
-        if rows.insert((lists[0][row], lists[1][row]), row).is_some() {
-            let reason = format!("tree {} has two nodes {}", lists[0][row], lists[1][row]);
-            return Err(node.broken(reason).into());
+    for (row, (&tree, &id)) in lists[0].iter().zip(&lists[1]).enumerate() {
+        if rows.insert((tree, id), row).is_some() {
+            return Err(node.broken(format!("tree {tree} has two nodes {id}")).into());
         }
     }
     let mut branches = Vec::with_capacity(count);
