@@ -5,6 +5,7 @@
 mod support;
 
 mod budgets;
+mod networks;
 mod probabilities;
 mod python;
 mod repeats;
