@@ -554,6 +554,47 @@ fn layouts_move_numbers_without_messages() {
 }
 
 #[test]
+fn parts_of_a_value_are_taken_apart_and_added_up() {
+    let split = |sizes: Option<&[i64]>, parts: &[&str]| {
+        let mut split = node("Split", &["x"], parts[0]).integer("axis", 1);
+        split.output = parts.iter().map(|part| (*part).to_owned()).collect();
+        if sizes.is_some() {
+            split.input.push("sizes".to_owned());
+        }
+        split
+    };
+    // Halves, swapped and subtracted: [second - first, first].
+    let nodes = vec![
+        split(None, &["p", "q"]),
+        node("Sub", &["q", "p"], "d"),
+        node("Concat", &["d", "p"], "a").integer("axis", 1),
+    ];
+    check(&[6], nodes, vec![], |x| {
+        let part = |place: usize| x[[place % 6]];
+        ArrayD::from_shape_fn(IxDyn(&[6]), |i| {
+            if i[0] < 3 { part(i[0] + 3) - part(i[0]) } else { part(i[0] - 3) }
+        })
+    });
+    // Parts of given sizes, and a sum of all of the same size with a constant.
+    let nodes = vec![
+        split(Some(&[2, 3, 2]), &["p", "q", "r"]),
+        node("Relu", &["r"], "s"),
+        node("Sum", &["p", "s", "k", "p"], "a"),
+    ];
+    let constants = vec![integers("sizes", &[2, 3, 2]), floats("k", &[2], &[0.5, -0.25])];
+    check(&[7], nodes, constants, |x| {
+        ArrayD::from_shape_fn(IxDyn(&[2]), |i| 2.0 * x[[i[0]]] + x[[i[0] + 5]].max(0.0) + [0.5, -0.25][i[0]])
+    });
+    let refused = |sizes: &[i64]| {
+        let nodes = vec![split(Some(sizes), &["p", "y"])];
+        network(&[4], nodes, vec![integers("sizes", sizes)]).err().expect("must be refused").to_string()
+    };
+    for sizes in [&[2, 3][..], &[4, 0], &[5, -1], &[4], &[i64::MAX, i64::MAX]] {
+        assert!(refused(sizes).contains("2 parts of 4 numbers in all"), "{sizes:?}");
+    }
+}
+
+#[test]
 fn features_of_different_scales_reach_what_is_no_product() {
     // Column 0 goes to 4000, column 1 to 0.001; ReLU cannot take the scales up, so a step does.
     let nodes = vec![node("Relu", &["x"], "r"), node("Gemm", &["r", "w"], "y")];

@@ -85,6 +85,41 @@ pub(super) fn slice(
     taken(node, activation, &moved)
 }
 
+/// `Split`: the parts along an axis, one for each output.
+pub(super) fn split(node: &mut Node<'_>) -> Result<Vec<Value>, Failure> {
+    let Value::Activation(activation) = node.input(0)? else {
+        return unsupported("only values that depend on the input are split");
+    };
+    let axis = normalise_axis(node.integer_attribute("axis", 0), activation.shape.len() + 1, node.name)?;
+    let Some(size) = axis.checked_sub(1).map(|position| activation.shape[position]) else {
+        return unsupported(BATCH);
+    };
+    // The sizes are a parameter before operator set 13, then an input; without them the parts are equal, the
+    // last one smaller.
+    let count = node.proto.output.len();
+    let sizes = match node.integers_attribute("split") {
+        Some(sizes) => sizes,
+        None if node.optional(1).is_some() => node.integers(1)?,
+        None => {
+            let most = size.div_ceil(count.max(1));
+            (0..count).map(|part| size.saturating_sub(part * most).min(most) as i64).collect()
+        }
+    };
+    let whole =
+        sizes.iter().try_fold(0_i64, |sum, &part| (part > 0).then(|| sum.checked_add(part)).flatten());
+    if sizes.len() != count || whole != i64::try_from(size).ok() {
+        return mismatch(node.name, format!("{count} parts of {size} numbers in all"), format!("{sizes:?}"));
+    }
+    let mut start = 0;
+    let mut parts = Vec::with_capacity(count);
+    for part in sizes {
+        let range = Range { axis: axis as i64, start, end: start + part, step: 1 };
+        parts.push(slice(node, &activation, &[range])?);
+        start += part;
+    }
+    Ok(parts)
+}
+
 /// `Gather` with constant indices.
 pub(super) fn gather(node: &mut Node<'_>) -> Result<Value, Failure> {
     let indices = match node.input(1)? {

@@ -71,6 +71,17 @@ pub(super) fn arithmetic(node: &mut Node<'_>, operation: Arithmetic) -> Result<V
     }
 }
 
+/// `Sum` of one or several values and constants.
+pub(super) fn sum(node: &mut Node<'_>) -> Result<Value, Failure> {
+    let mut total = node.input(0)?;
+    for index in 1..node.inputs.len() {
+        let next = node.input(index)?;
+        (node.inputs[0], node.inputs[1]) = (Some(total), Some(next));
+        total = arithmetic(node, Arithmetic::Add)?;
+    }
+    Ok(total)
+}
+
 /// `Neg`.
 pub(super) fn negate(node: &mut Node<'_>) -> Result<Value, Failure> {
     match node.input(0)? {

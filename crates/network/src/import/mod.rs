@@ -177,10 +177,10 @@ fn origin(graph: &GraphProto, plan: &Plan, opset: i64, producer: &str, version: 
 
 /// The value of a node. The result of a Sigmoid is computed only for a node that needs it: after the last
 /// layer it does not change the order of the classes.
-fn evaluate(node: &mut Node<'_>, sigmoids: &BTreeSet<usize>) -> Result<Value, Failure> {
+fn evaluate(node: &mut Node<'_>, sigmoids: &BTreeSet<usize>) -> Result<Vec<Value>, Failure> {
     let is_sigmoid = |source: usize| sigmoids.contains(&source);
     if let Some(value) = smooth::gated(node, is_sigmoid)? {
-        return Ok(value);
+        return Ok(vec![value]);
     }
     match operators::evaluate(node) {
         Err(Failure::Unsupported(hint)) => match smooth::with_sigmoids(node, is_sigmoid)? {
@@ -261,8 +261,10 @@ impl Walk<'_> {
             let dependent = inputs.iter().flatten().filter(|value| value.depends_on_input()).count();
             let unknown = Value::Unknown { depends_on_input: dependent > 0 };
             let proto = &mut graph.node[index];
+            // Of a node that is not supported, every output is unknown.
+            let outputs = if proto.op_type == "Split" { proto.output.len() } else { 1 };
             let supported = operators::is_supported(&proto.domain, &proto.op_type);
-            let value = if known && supported {
+            let values = if known && supported {
                 let mut node = Node {
                     name: &name,
                     index,
@@ -274,7 +276,7 @@ impl Walk<'_> {
                     budget: &mut self.budget,
                 };
                 match evaluate(&mut node, &self.sigmoids) {
-                    Ok(value) => value,
+                    Ok(values) => values,
                     Err(Failure::Import(error)) => return Err(error),
                     Err(Failure::Unsupported(hint)) => {
                         // After a softmax in the wrong place, the softmax is what has to go.
@@ -282,7 +284,7 @@ impl Walk<'_> {
                             Some(source) => self.refuse(graph, source, Some(ONLY_AT_THE_END.to_owned())),
                             None => self.refuse(graph, index, Some(hint)),
                         }
-                        unknown
+                        vec![unknown; outputs]
                     }
                 }
             } else {
@@ -290,12 +292,11 @@ impl Walk<'_> {
                 if supported && dependent > 1 && operators::is_division(&proto.op_type) {
                     self.refuse(graph, index, Some(DIVISOR_DEPENDS_ON_THE_INPUT.to_owned()));
                 }
-                unknown
+                vec![unknown; outputs]
             };
             let node = &graph.node[index];
-            if let Some(output) = node.output.get(operators::result(&node.domain, &node.op_type)) {
-                self.values.insert(output.clone(), value);
-            }
+            let names = node.output.iter().skip(operators::result(&node.domain, &node.op_type));
+            self.values.extend(names.cloned().zip(values));
         }
         Ok(())
     }

@@ -64,8 +64,16 @@ pub(super) fn hint(domain: &str, operator: &str) -> Option<&'static str> {
     Some(hint)
 }
 
-/// Value of the first output of `node`, whose inputs are all known.
-pub(super) fn evaluate(node: &mut Node<'_>) -> Result<Value, Failure> {
+/// Values of the outputs of `node`, whose inputs are all known: of all of a `Split`, of the one that
+/// [`result`] names for any other.
+pub(super) fn evaluate(node: &mut Node<'_>) -> Result<Vec<Value>, Failure> {
+    if is_default_domain(&node.proto.domain) && node.proto.op_type == "Split" {
+        return layout::split(node);
+    }
+    evaluate_one(node).map(|value| vec![value])
+}
+
+fn evaluate_one(node: &mut Node<'_>) -> Result<Value, Failure> {
     if node.proto.domain == MACHINE_LEARNING_DOMAIN {
         return match node.proto.op_type.as_str() {
             "LinearClassifier" => classical::linear_classifier(node),
@@ -80,6 +88,7 @@ pub(super) fn evaluate(node: &mut Node<'_>) -> Result<Value, Failure> {
         "Sub" => linear::arithmetic(node, Arithmetic::Subtract),
         "Mul" => linear::arithmetic(node, Arithmetic::Multiply),
         "Div" => linear::arithmetic(node, Arithmetic::Divide),
+        "Sum" => linear::sum(node),
         "Neg" => linear::negate(node),
         "Gemm" => linear::gemm(node),
         "MatMul" => linear::matrix_product(node),

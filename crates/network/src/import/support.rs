@@ -108,9 +108,11 @@ table! {
     onnx "Slice" Free "constant bounds";
     onnx "Softmax" Free "after the last layer only, where it does not change the order of the classes";
     onnx "Softplus" Comparisons PIECES;
+    onnx "Split" Free "along dimensions of a sample";
     onnx "Sqrt" Free "of constants";
     onnx "Squeeze" Free "";
     onnx "Sub" Fused ELEMENTWISE;
+    onnx "Sum" Fused "of values and constants";
     onnx "Swish" Comparisons PIECES;
     onnx "Tanh" Comparisons PIECES;
     onnx "Transpose" Free "of dimensions of a sample";
