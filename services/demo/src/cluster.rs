@@ -3,12 +3,14 @@
 //! The servers are real processes that talk mutual TLS over loopback; nothing differs from three
 //! hosts but the addresses.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::TcpListener;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use concilium_client_library::operations::{Servers, statuses};
@@ -374,9 +376,11 @@ impl Drop for Cluster {
 /// Nine ports that were free a moment ago.
 ///
 /// They lie below those that systems give to outgoing connections, which could otherwise take one
-/// before its server does, and are drawn at random, so that clusters that start at the same time
-/// hardly ever meet.
+/// before its server does. No two clusters of this process get the same; those of processes that start
+/// clusters at the same time hardly ever meet, because ports are drawn at random.
 fn free_ports() -> io::Result<[u16; 9]> {
+    static GIVEN_OUT: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    let mut given_out = GIVEN_OUT.lock().unwrap_or_else(PoisonError::into_inner);
     // All are held until all are known, so that none is given out twice.
     let mut listeners = Vec::new();
     let mut ports = [0; 9];
@@ -384,6 +388,8 @@ fn free_ports() -> io::Result<[u16; 9]> {
     while listeners.len() < ports.len() {
         let port = rand::random_range(PORTS);
         match TcpListener::bind(("127.0.0.1", port)) {
+            // A server that has not started yet does not listen.
+            Ok(_) if given_out.contains(&port) => {}
             Ok(listener) => {
                 ports[listeners.len()] = port;
                 listeners.push(listener);
@@ -396,6 +402,7 @@ fn free_ports() -> io::Result<[u16; 9]> {
             }
         }
     }
+    given_out.extend(ports);
     Ok(ports)
 }
 
