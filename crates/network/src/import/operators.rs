@@ -6,7 +6,7 @@ use super::{
     graph::{MACHINE_LEARNING_DOMAIN, is_float},
     layout, linear,
     node::Node,
-    rectify, shape, smooth, support, trees,
+    quantised, rectify, shape, smooth, support, trees,
     value::{Failure, Integer, ONLY_AT_THE_END, Value, mismatch, normalise_axis, unsupported},
     windows,
 };
@@ -45,7 +45,8 @@ pub(super) fn hint(domain: &str, operator: &str) -> Option<&'static str> {
         (domain, _) if !is_default_domain(domain) => {
             "functions and custom operators are not expanded; export without them"
         }
-        (_, "ConvTranspose" | "ConvInteger") => "use Conv",
+        (_, "ConvTranspose") => "use Conv",
+        (_, "ConvInteger") => "quantise with QuantizeLinear and DequantizeLinear around Conv (QDQ)",
         (_, "ThresholdedRelu" | "Softsign" | "Exp" | "Log" | "Pow") => {
             "use Relu, LeakyRelu, Tanh, Sigmoid, Gelu or the like between layers"
         }
@@ -55,8 +56,8 @@ pub(super) fn hint(domain: &str, operator: &str) -> Option<&'static str> {
         (_, "LSTM" | "GRU" | "RNN" | "Attention" | "MultiHeadAttention") => {
             "only feed-forward networks are supported"
         }
-        (_, "QuantizeLinear" | "DequantizeLinear" | "QLinearMatMul" | "MatMulInteger") => {
-            "export the network before it is quantised"
+        (_, "QLinearConv" | "QLinearMatMul" | "MatMulInteger" | "DynamicQuantizeLinear") => {
+            "quantise with QuantizeLinear and DequantizeLinear around operators of real numbers (QDQ)"
         }
         (_, "ArgMax") => "end the model with logits, the vote is taken by the servers",
         _ => return None,
@@ -89,6 +90,8 @@ fn evaluate_one(node: &mut Node<'_>) -> Result<Value, Failure> {
         "Mul" => linear::arithmetic(node, Arithmetic::Multiply),
         "Div" => linear::arithmetic(node, Arithmetic::Divide),
         "Sum" => linear::sum(node),
+        "DequantizeLinear" => quantised::dequantise(node),
+        "QuantizeLinear" => quantised::quantise(node),
         "Neg" => linear::negate(node),
         "Gemm" => linear::gemm(node),
         "MatMul" => linear::matrix_product(node),

@@ -69,7 +69,11 @@ pub(super) fn leaky_relu(node: &mut Node<'_>) -> Result<Value, Failure> {
 }
 
 /// `value` within `bounds`, either of which may be infinite.
-fn clipped(node: &mut Node<'_>, value: &Activation, bounds: [f64; 2]) -> Result<Activation, Failure> {
+pub(super) fn clipped(
+    node: &mut Node<'_>,
+    value: &Activation,
+    bounds: [f64; 2],
+) -> Result<Activation, Failure> {
     let [low, high] = bounds;
     if low > high || low.is_nan() || high.is_nan() {
         return Err(node.broken(format!("the bounds {low} and {high} leave nothing between them")).into());

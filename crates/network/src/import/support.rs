@@ -72,6 +72,7 @@ table! {
     onnx "Concat" Free "along dimensions of a sample";
     onnx "Constant" Free "numbers";
     onnx "Conv" Product "constant kernel; one or two dimensions; strides, pads, dilations, groups, auto_pad";
+    onnx "DequantizeLinear" Free "of constants, by tensor or channel; of activations after QuantizeLinear";
     onnx "Div" Fused "by a constant";
     onnx "Dropout" Free "outside of training, where it does nothing";
     onnx "Elu" Comparisons PIECES;
@@ -97,6 +98,8 @@ table! {
     onnx "Neg" Free "";
     onnx "PRelu" Comparison "constant slopes; and a product for them";
     onnx "Pad" Free "with zeros, of dimensions of a sample";
+    onnx "QuantizeLinear" Comparison "by tensor: clipped to the 8-bit range, not rounded to its grid, \
+        so at most half a step off";
     onnx "Reciprocal" Free "of constants";
     onnx "ReduceMean" Free "over dimensions of a sample; the divisor becomes part of a product";
     onnx "ReduceSum" Free "over dimensions of a sample";

@@ -7,21 +7,17 @@ use super::{
     ImportError, MAXIMUM_RANK,
     budget::Budget,
     constant::extent,
-    error::{escaped, quoted},
+    error::quoted,
+    external::is_external,
     value::{Integer, Value},
 };
-use crate::onnx::{DATA_LOCATION_EXTERNAL, TensorProto, data_type};
+use crate::onnx::{TensorProto, data_type};
 
-/// Refuses a tensor whose data is in another file.
-pub(super) fn refuse_external(tensor: &TensorProto) -> Result<(), ImportError> {
-    if tensor.data_location != DATA_LOCATION_EXTERNAL && tensor.external_data.is_empty() {
-        return Ok(());
-    }
-    let location = tensor.external_data.iter().find(|entry| entry.key == "location");
-    Err(ImportError::ExternalData {
-        tensor: quoted(&tensor.name),
-        location: location.map_or_else(|| "not named".to_owned(), |entry| escaped(&entry.value)),
-    })
+/// Bytes that the elements of a tensor take in another file.
+pub(super) fn external_bytes(tensor: &TensorProto) -> Result<u64, ImportError> {
+    let name = &tensor.name;
+    let count: usize = shape(tensor, name)?.iter().product();
+    Ok((count as u64).saturating_mul(element_size(tensor, name)? as u64))
 }
 
 /// Converts a tensor to a value. `name` is used in errors. The tensor is erased.
@@ -44,7 +40,14 @@ pub(super) fn erase(tensor: &mut TensorProto) {
 }
 
 fn convert(tensor: &TensorProto, name: &str, budget: &mut Budget) -> Result<Value, ImportError> {
-    refuse_external(tensor)?;
+    if is_external(tensor) {
+        // Those of the graph's constants were read before; a node's own is inside the model.
+        return Err(ImportError::ExternalData {
+            tensor: quoted(name),
+            location: "of a node".to_owned(),
+            reason: "only initialisers are read from other files".to_owned(),
+        });
+    }
     let shape = shape(tensor, name)?;
     let count = shape.iter().product::<usize>();
     let wrong_size = |found: usize| ImportError::TensorData {
@@ -82,6 +85,11 @@ fn convert(tensor: &TensorProto, name: &str, budget: &mut Budget) -> Result<Valu
         data_type::INT32 if is_raw => {
             integers(shape, chunks(raw).map(|bytes| i64::from(i32::from_le_bytes(bytes))))
         }
+        // Weights of quantised networks: numbers, which are erased, where unsigned ones are often masks.
+        data_type::INT8 if is_raw => {
+            floats(name, shape, raw.iter().map(|&byte| f64::from(byte.cast_signed())))?
+        }
+        data_type::INT8 => floats(name, shape, tensor.int32_data.iter().map(|&value| f64::from(value)))?,
         data_type::BOOL | data_type::UINT8 if is_raw => {
             integers(shape, raw.iter().map(|&byte| i64::from(byte)))
         }
@@ -117,16 +125,25 @@ fn shape(tensor: &TensorProto, name: &str) -> Result<Vec<usize>, ImportError> {
     Ok(shape)
 }
 
+/// Bytes of one element as raw data.
+fn element_size(tensor: &TensorProto, name: &str) -> Result<usize, ImportError> {
+    Ok(match tensor.data_type {
+        data_type::DOUBLE | data_type::INT64 => 8,
+        data_type::FLOAT | data_type::INT32 => 4,
+        data_type::FLOAT16 | data_type::BFLOAT16 => 2,
+        data_type::BOOL | data_type::UINT8 | data_type::INT8 => 1,
+        other => return Err(ImportError::TensorType { tensor: quoted(name), data_type: other }),
+    })
+}
+
 /// Number of elements that the data of the tensor holds.
 fn element_count(tensor: &TensorProto, name: &str) -> Result<usize, ImportError> {
-    let (size, typed) = match tensor.data_type {
-        data_type::FLOAT => (4, tensor.float_data.len()),
-        data_type::DOUBLE => (8, tensor.double_data.len()),
-        data_type::FLOAT16 | data_type::BFLOAT16 => (2, tensor.int32_data.len()),
-        data_type::INT64 => (8, tensor.int64_data.len()),
-        data_type::INT32 => (4, tensor.int32_data.len()),
-        data_type::BOOL | data_type::UINT8 => (1, tensor.int32_data.len()),
-        other => return Err(ImportError::TensorType { tensor: quoted(name), data_type: other }),
+    let size = element_size(tensor, name)?;
+    let typed = match tensor.data_type {
+        data_type::FLOAT => tensor.float_data.len(),
+        data_type::DOUBLE => tensor.double_data.len(),
+        data_type::INT64 => tensor.int64_data.len(),
+        _ => tensor.int32_data.len(),
     };
     let bytes = tensor.raw_data.len();
     if bytes == 0 {
