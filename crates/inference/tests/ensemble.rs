@@ -2,9 +2,7 @@
 
 mod support;
 
-use concilium_inference::{
-    Ensemble, EnsembleError, SharedModel, histogram, logits, logits_observed, probabilities,
-};
+use concilium_inference::{Ensemble, EnsembleError, SharedModel, histogram, logits, probabilities};
 use concilium_mpc::local::{LocalChannel, reconstruct, run, run_with, share};
 use concilium_mpc::opening::open_sums;
 use concilium_mpc::probability::{FRACTION_BITS, maximum_error};
@@ -16,7 +14,7 @@ use concilium_network::{FixedNetwork, InputDomain, Network, Rounding, quantise};
 use concilium_ring::{Element, Z64};
 use ndarray::{Array1, Array2, s};
 use proptest::prelude::*;
-use support::{FRACTIONAL_BITS, Random, ensembles};
+use support::{FRACTIONAL_BITS, Random, check_every_step, ensembles};
 
 fn network(random: &mut Random, sizes: &[usize]) -> Network {
     let mut layers = Vec::new();
@@ -95,35 +93,8 @@ proptest! {
     #[test]
     fn every_step_is_what_truncation_allows(seed: u64, shapes in shapes(), rows in 1usize..4) {
         let world = world(seed, &shapes, rows);
-        let results = run(seed, |party| {
-            let place = party.index().number();
-            let mut seen = Vec::new();
-            logits_observed(party, &world.ensembles[place], &world.shares[place], |step, owner, values| {
-                seen.push((step, owner, Shares::new(values.own().to_owned(), values.next().to_owned())));
-            })
-            .expect("local links do not fail");
-            seen
-        });
-        let [first, second, third] = results;
-        let mut opened: Vec<Vec<Option<Array2<i64>>>> =
-            world.networks.iter().map(|network| vec![None; network.steps().len()]).collect();
-        for ((a, b), c) in first.into_iter().zip(second).zip(third) {
-            let (step, owner) = (a.0, a.1);
-            let values = reconstruct(&[a.2, b.2, c.2]).mapv(|v| v.to_signed());
-            prop_assert!(opened[owner][step].replace(values).is_none(), "a step is evaluated once");
-        }
-        for (owner, (network, opened)) in world.networks.iter().zip(&opened).enumerate() {
-            for (index, step) in network.steps().iter().enumerate() {
-                let inputs: Vec<_> = step.inputs.iter().map(|&value| match value {
-                    0 => world.input.view(),
-                    value => opened[value - 1].as_ref().expect("every step is evaluated").view(),
-                }).collect();
-                let result = opened[index].as_ref().expect("every step is evaluated");
-                network.check_step(index, &inputs, result.view()).map_err(|error| {
-                    TestCaseError::fail(format!("owner {owner}: {error}"))
-                })?;
-            }
-        }
+        let World { networks, ensembles, input, shares } = &world;
+        check_every_step(seed, networks, ensembles, input, shares).map_err(TestCaseError::fail)?;
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 mod support;
 
-use concilium_inference::{logits, logits_observed};
+use concilium_inference::logits;
 use concilium_mpc::Shares;
 use concilium_mpc::local::{reconstruct, run, share};
 use concilium_network::program::gather::{Axis, Gather, Piece};
@@ -13,7 +13,7 @@ use concilium_network::{
 use concilium_ring::{Element, Z64};
 use ndarray::{Array1, Array2, Array3};
 use proptest::prelude::*;
-use support::{FRACTIONAL_BITS, Random, ensembles};
+use support::{FRACTIONAL_BITS, Random, check_every_step, ensembles};
 
 const CHANNELS: usize = 2;
 const SIDE: usize = 4;
@@ -145,34 +145,9 @@ proptest! {
     ) {
         let world = world(seed, &kinds, rows);
         let ensembles = ensembles(seed, &world.networks);
-        let [first, second, third] = run(seed, |party| {
-            let place = party.index().number();
-            let mut seen = Vec::new();
-            logits_observed(party, &ensembles[place], &world.shares[place], |step, owner, values| {
-                seen.push((step, owner, Shares::new(values.own().to_owned(), values.next().to_owned())));
-            })
-            .expect("local links do not fail");
-            seen
-        });
-        let mut opened: Vec<Vec<Option<Array2<i64>>>> =
-            world.networks.iter().map(|network| vec![None; network.steps().len()]).collect();
-        for ((a, b), c) in first.into_iter().zip(second).zip(third) {
-            let (step, owner) = (a.0, a.1);
-            let values = reconstruct(&[a.2, b.2, c.2]).mapv(|v| v.to_signed());
-            prop_assert!(opened[owner][step].replace(values).is_none(), "a step is evaluated once");
-        }
-        for (owner, (network, opened)) in world.networks.iter().zip(&opened).enumerate() {
-            for (index, step) in network.steps().iter().enumerate() {
-                let inputs: Vec<_> = step.inputs.iter().map(|&value| match value {
-                    0 => world.input.view(),
-                    value => opened[value - 1].as_ref().expect("every step is evaluated").view(),
-                }).collect();
-                let result = opened[index].as_ref().expect("every step is evaluated");
-                network.check_step(index, &inputs, result.view()).map_err(|error| {
-                    TestCaseError::fail(format!("owner {owner} of kind {}: {error}", kinds[owner]))
-                })?;
-            }
-        }
+        let World { networks, input, shares } = &world;
+        let checked = check_every_step(seed, networks, &ensembles, input, shares);
+        checked.map_err(|error| TestCaseError::fail(format!("kinds {kinds:?}, {error}")))?;
     }
 }
 

@@ -4,11 +4,12 @@
 
 use std::sync::Arc;
 
-use concilium_inference::{Ensemble, SharedModel, flatten};
-use concilium_mpc::local::share;
+use concilium_inference::{Ensemble, SharedModel, flatten, logits_observed};
+use concilium_mpc::Shares;
+use concilium_mpc::local::{reconstruct, run, share};
 use concilium_network::FixedNetwork;
-use concilium_ring::Z64;
-use ndarray::Array1;
+use concilium_ring::{Element, Z64};
+use ndarray::{Array1, Array2};
 
 pub const FRACTIONAL_BITS: u32 = 12;
 
@@ -50,4 +51,44 @@ pub fn ensembles(seed: u64, networks: &[FixedNetwork]) -> [Ensemble; 3] {
         Ensemble::new(models, architecture.input_features, architecture.classes, FRACTIONAL_BITS)
             .expect("all models fit the task")
     })
+}
+
+/// Runs the ensembles of `networks` on the shares of `input`, opens every step's result, and checks that
+/// truncation allows it. The error names the owner by its place.
+pub fn check_every_step(
+    seed: u64,
+    networks: &[FixedNetwork],
+    ensembles: &[Ensemble; 3],
+    input: &Array2<i64>,
+    shares: &[Shares<Z64>; 3],
+) -> Result<(), String> {
+    let [first, second, third] = run(seed, |party| {
+        let place = party.index().number();
+        let mut seen = Vec::new();
+        logits_observed(party, &ensembles[place], &shares[place], |step, owner, values| {
+            seen.push((step, owner, Shares::new(values.own().to_owned(), values.next().to_owned())));
+        })
+        .expect("local links do not fail");
+        seen
+    });
+    let mut opened: Vec<Vec<Option<Array2<i64>>>> =
+        networks.iter().map(|network| vec![None; network.steps().len()]).collect();
+    for ((a, b), c) in first.into_iter().zip(second).zip(third) {
+        let (step, owner) = (a.0, a.1);
+        let values = reconstruct(&[a.2, b.2, c.2]).mapv(|value| value.to_signed());
+        if opened[owner][step].replace(values).is_some() {
+            return Err(format!("owner {owner}: step {step} is evaluated twice"));
+        }
+    }
+    for (owner, (network, opened)) in networks.iter().zip(&opened).enumerate() {
+        let result = |step: usize| opened[step].as_ref().expect("every step is evaluated").view();
+        for (index, step) in network.steps().iter().enumerate() {
+            let value = |&value: &usize| if value == 0 { input.view() } else { result(value - 1) };
+            let inputs: Vec<_> = step.inputs.iter().map(value).collect();
+            network
+                .check_step(index, &inputs, result(index))
+                .map_err(|error| format!("owner {owner}: {error}"))?;
+        }
+    }
+    Ok(())
 }

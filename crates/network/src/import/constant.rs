@@ -416,6 +416,21 @@ pub(super) fn extent(shape: &[usize]) -> usize {
     shape.iter().fold(1, |product, &size| product.saturating_mul(size.max(1)))
 }
 
+/// Integers as real numbers.
+pub(super) fn real_numbers(array: &ArrayD<Integer>) -> Result<ArrayD<f64>, Failure> {
+    let known: Option<Vec<f64>> = array
+        .iter()
+        .map(|element| match element {
+            Integer::Known(value) => Some(*value as f64),
+            Integer::Batch => None,
+        })
+        .collect();
+    match known.map(|known| ArrayD::from_shape_vec(array.raw_dim(), known)) {
+        Some(Ok(array)) => Ok(array),
+        _ => unsupported("uses the batch size as a number"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

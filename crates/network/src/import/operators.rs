@@ -173,17 +173,7 @@ fn cast(node: &mut Node<'_>) -> Result<Value, Failure> {
         value @ Value::Integer(_) if to_integer => Ok(value),
         Value::Integer(array) if is_float(target) => {
             node.budget.charge(array.len(), node.name)?;
-            let floats: Option<Vec<f64>> = array
-                .iter()
-                .map(|element| match element {
-                    Integer::Known(value) => Some(*value as f64),
-                    Integer::Batch => None,
-                })
-                .collect();
-            match floats.map(|floats| ndarray::ArrayD::from_shape_vec(array.raw_dim(), floats)) {
-                Some(Ok(floats)) => Ok(Value::float(floats)),
-                _ => unsupported("uses the batch size as a number"),
-            }
+            Ok(Value::float(constant::real_numbers(&array)?))
         }
         Value::Float(array) if to_integer => {
             node.budget.charge(array.len(), node.name)?;

@@ -4,12 +4,13 @@
 //! Weights become the real numbers that they stand for. An activation is clipped to the range of the 8-bit
 //! format; that it would also be rounded to its grid is left out, which moves it by at most half a step.
 
-use ndarray::{Array1, ArrayD, Axis, IxDyn};
+use ndarray::{Array1, Axis, IxDyn};
 
 use super::{
+    constant::real_numbers,
     node::Node,
     rectify,
-    value::{Failure, Integer, Value, mismatch, normalise_axis, unsupported},
+    value::{Failure, Value, mismatch, normalise_axis, unsupported},
 };
 use crate::erase::Erasing;
 
@@ -18,19 +19,7 @@ fn numbers(node: &Node<'_>, value: Option<Value>) -> Result<Option<Erasing<IxDyn
     match value {
         None => Ok(None),
         Some(Value::Float(array)) => Ok(Some(Erasing::new((**array).clone()))),
-        Some(Value::Integer(array)) => {
-            let known: Option<Vec<f64>> = array
-                .iter()
-                .map(|element| match element {
-                    Integer::Known(value) => Some(*value as f64),
-                    Integer::Batch => None,
-                })
-                .collect();
-            match known.map(|known| ArrayD::from_shape_vec(array.raw_dim(), known)) {
-                Some(Ok(array)) => Ok(Some(Erasing::new(array))),
-                _ => unsupported("uses the batch size as a number"),
-            }
-        }
+        Some(Value::Integer(array)) => Ok(Some(Erasing::new(real_numbers(&array)?))),
         Some(other) => mismatch(node.name, "constant scales and zero points", other.description()),
     }
 }
