@@ -96,7 +96,7 @@ fn refused_models_say_why() {
     // All unsupported nodes are listed, one line each.
     let several = fixture("unsupported_lstm.onnx");
     let message = failure_of_lines(&[&["check", &several][..], &UNIT[..]].concat(), 2);
-    for needle in ["unsupported_lstm.onnx", "LSTM", "Transpose", "use "] {
+    for needle in ["unsupported_lstm.onnx", "LSTM", "Transpose", "feed-forward"] {
         assert!(message.contains(needle), "{needle}: {message}");
     }
     assert!(refused("missing.onnx").contains("missing.onnx"));
