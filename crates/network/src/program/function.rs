@@ -63,6 +63,8 @@ pub struct Pieces {
     pub changes: Vec<i64>,
     /// The value before the first knot, at scale 2f.
     pub start: i64,
+    /// The value at each knot, at scale 2f, and the slope behind it.
+    pieces: Vec<(i64, i64)>,
     /// The steepest slope.
     pub steepest: f64,
     /// A bound on the distance from the function, for every number.
@@ -166,6 +168,7 @@ impl Function {
         let start = libm::round(left * scale * scale) as i64;
         let mut value = start;
         let mut slopes = vec![0];
+        let mut values = vec![start];
         let mut steepest: f64 = 0.0;
         for (ends, &knot) in grid.windows(2).zip(&knots) {
             let length = (ends[1] - ends[0]) << (fractional_bits - KNOT_BITS);
@@ -174,12 +177,14 @@ impl Function {
             debug_assert_eq!(knot, ends[0] << (fractional_bits - KNOT_BITS));
             value += slope * length;
             slopes.push(slope);
+            values.push(value);
             steepest = steepest.max((slope as f64 / scale).abs());
         }
         slopes.push(right << fractional_bits);
         steepest = steepest.max(right as f64);
         let changes = slopes.windows(2).map(|pair| pair[1] - pair[0]).collect();
-        let mut pieces = Pieces { knots, changes, start, steepest, error: 0.0 };
+        let straight = values.into_iter().zip(slopes.into_iter().skip(1)).collect();
+        let mut pieces = Pieces { knots, changes, start, pieces: straight, steepest, error: 0.0 };
         pieces.error = self.distance(&pieces, fractional_bits);
         pieces
     }
@@ -204,21 +209,27 @@ impl Pieces {
     /// The approximation of a number at scale f, at scale 2f.
     #[must_use]
     pub fn at(&self, x: i64) -> i64 {
-        let terms = self.knots.iter().zip(&self.changes);
-        let terms = terms.take_while(|&(&knot, _)| knot < x);
-        terms.fold(self.start, |sum, (&knot, &change)| {
-            sum.wrapping_add(change.wrapping_mul(x.wrapping_sub(knot)))
-        })
+        match self.piece(x) {
+            None => self.start,
+            Some((knot, value, slope)) => value.wrapping_add(slope.wrapping_mul(x.wrapping_sub(knot))),
+        }
+    }
+
+    /// The last knot up to `x`, the value there, and the slope behind it.
+    fn piece(&self, x: i64) -> Option<(i64, i64, i64)> {
+        let place = self.knots.partition_point(|&knot| knot <= x).checked_sub(1)?;
+        let (value, slope) = self.pieces[place];
+        Some((self.knots[place], value, slope))
     }
 
     /// The least and the most, at scale 2f, for all numbers from `low` to `high`.
     #[must_use]
     pub fn range(&self, low: i64, high: i64) -> (i128, i128) {
-        let exact = |x: i64| {
-            let terms = self.knots.iter().zip(&self.changes).take_while(|&(&knot, _)| knot < x);
-            terms.fold(i128::from(self.start), |sum, (&knot, &change)| {
-                sum + i128::from(change) * (i128::from(x) - i128::from(knot))
-            })
+        let exact = |x: i64| match self.piece(x) {
+            None => i128::from(self.start),
+            Some((knot, value, slope)) => {
+                i128::from(value) + i128::from(slope) * (i128::from(x) - i128::from(knot))
+            }
         };
         // Straight between knots, so the extremes are at knots or ends.
         let inside = self.knots.iter().copied().filter(|knot| (low..=high).contains(knot));
@@ -271,6 +282,19 @@ mod tests {
                 if bits == 16 {
                     eprintln!("{function:?}: {} knots, error {largest:.6}", pieces.knots.len());
                 }
+            }
+        }
+    }
+
+    /// What servers compute from knots and changes is what the oracle reads off one piece.
+    #[test]
+    fn a_sum_over_all_knots_is_the_piece() {
+        for function in Function::ALL {
+            let pieces = function.pieces(10);
+            for x in (-20_000..20_000).step_by(7) {
+                let terms = pieces.knots.iter().zip(&pieces.changes);
+                let sum: i64 = terms.map(|(knot, change)| change * (x - knot).max(0)).sum();
+                assert_eq!(pieces.at(x), pieces.start + sum, "{function:?} at {x}");
             }
         }
     }
