@@ -9,7 +9,8 @@ pub const MAXIMUM_DEPTH: usize = 128;
 /// Most numbers of one value: of the input, or of a step's result.
 pub const MAXIMUM_SIZE: usize = 65_536;
 
-/// Most numbers of all values of a sample together, the input not counted (4 Mi).
+/// Most numbers of all values of a sample together, the input not counted (4 Mi). A function counts once for
+/// each of its knots.
 pub const MAXIMUM_ELEMENTS: usize = 1 << 22;
 
 /// Most weights of a network over all its steps (64 Mi), biases not counted.

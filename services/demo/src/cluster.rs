@@ -3,14 +3,12 @@
 //! The servers are real processes that talk mutual TLS over loopback; nothing differs from three
 //! hosts but the addresses.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use concilium_client_library::operations::{Servers, statuses};
@@ -101,6 +99,8 @@ pub struct Cluster {
     addresses: [String; 3],
     web_addresses: [String; 3],
     servers: [Option<Child>; 3],
+    /// Keeps other clusters away from the ports, also while a server does not listen on its own.
+    _claims: Vec<UdpSocket>,
 }
 
 impl Cluster {
@@ -138,7 +138,7 @@ impl Cluster {
         let certificates = folder.join("certificates");
         write_folder(&certificates)?;
         authority.save(&certificates)?;
-        let ports = free_ports().map_err(ClusterError::Ports)?;
+        let (ports, claims) = free_ports().map_err(ClusterError::Ports)?;
         let peers = [0, 1, 2].map(|server| format!("\"127.0.0.1:{}\"", ports[3 + server])).join(", ");
         for (server, (tasks, extra)) in tasks.into_iter().zip(extra).enumerate() {
             let identity = Identity::server(server as u8)?;
@@ -172,6 +172,7 @@ impl Cluster {
             addresses: addresses(0),
             web_addresses: addresses(6),
             servers: [None, None, None],
+            _claims: claims,
         })
     }
 
@@ -373,26 +374,24 @@ impl Drop for Cluster {
     }
 }
 
-/// Nine ports that were free a moment ago.
+/// Nine ports that are free, and a claim to each of them.
 ///
 /// They lie below those that systems give to outgoing connections, which could otherwise take one
-/// before its server does. No two clusters of this process get the same; those of processes that start
-/// clusters at the same time hardly ever meet, because ports are drawn at random.
-fn free_ports() -> io::Result<[u16; 9]> {
-    static GIVEN_OUT: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
-    let mut given_out = GIVEN_OUT.lock().unwrap_or_else(PoisonError::into_inner);
-    // All are held until all are known, so that none is given out twice.
-    let mut listeners = Vec::new();
+/// before its server does. Between the look at a port and the start of its server another cluster, in this
+/// process or another, could choose the same: so a cluster holds the UDP port of the same number for as long
+/// as it exists, which servers don't use, and chooses no port that is held.
+fn free_ports() -> io::Result<([u16; 9], Vec<UdpSocket>)> {
+    let mut claims = Vec::new();
     let mut ports = [0; 9];
     let mut attempts = 0;
-    while listeners.len() < ports.len() {
+    while claims.len() < ports.len() {
         let port = rand::random_range(PORTS);
-        match TcpListener::bind(("127.0.0.1", port)) {
-            // A server that has not started yet does not listen.
-            Ok(_) if given_out.contains(&port) => {}
-            Ok(listener) => {
-                ports[listeners.len()] = port;
-                listeners.push(listener);
+        let claimed = UdpSocket::bind(("127.0.0.1", port));
+        // Only after the claim: whoever claimed it before may not listen yet.
+        match claimed.and_then(|claim| TcpListener::bind(("127.0.0.1", port)).map(|_| claim)) {
+            Ok(claim) => {
+                ports[claims.len()] = port;
+                claims.push(claim);
             }
             Err(error) => {
                 attempts += 1;
@@ -402,8 +401,7 @@ fn free_ports() -> io::Result<[u16; 9]> {
             }
         }
     }
-    given_out.extend(ports);
-    Ok(ports)
+    Ok((ports, claims))
 }
 
 fn write_folder(path: &Path) -> Result<(), ClusterError> {

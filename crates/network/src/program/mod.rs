@@ -237,6 +237,14 @@ impl Operation {
         }
     }
 
+    /// Numbers that are held for it at a time, for one sample: a function selects at all of its knots.
+    fn held(&self, size: usize) -> usize {
+        match self {
+            Self::Function(function) => size.saturating_mul(function.comparisons()),
+            _ => size,
+        }
+    }
+
     /// Multiplications, or as much, for one sample.
     fn work(&self, size: usize) -> usize {
         match self {
@@ -349,7 +357,7 @@ pub fn check<'a>(
         sizes.push(size);
         let own_weights = operation.affine().map_or(0, |affine| affine.weights());
         weights = weights.saturating_add(own_weights);
-        elements = elements.saturating_add(size);
+        elements = elements.saturating_add(operation.held(size));
         work = work.saturating_add(operation.work(size));
         let totals = [
             ("weights", weights, MAXIMUM_WEIGHTS),
