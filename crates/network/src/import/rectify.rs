@@ -15,7 +15,8 @@ use crate::{erase::Erasing, program::Operation};
 
 const NOT_THE_INPUT: &str = "only applied to values that depend on the input";
 
-fn activation(node: &Node<'_>) -> Result<Activation, Failure> {
+/// The first input, which depends on the model's.
+pub(super) fn activation(node: &Node<'_>) -> Result<Activation, Failure> {
     match node.input(0)? {
         Value::Activation(activation) => Ok(activation),
         _ => unsupported(NOT_THE_INPUT),
@@ -26,7 +27,13 @@ fn larger(node: &mut Node<'_>, left: &Activation, right: &Activation) -> Result<
     Ok(node.builder.pairwise(Operation::Maximum, [left, right], node.budget, node.name)?)
 }
 
-fn scaled(node: &mut Node<'_>, value: &Activation, scale: f64, shift: f64) -> Result<Activation, Failure> {
+/// `value` times one number, plus another.
+pub(super) fn scaled(
+    node: &mut Node<'_>,
+    value: &Activation,
+    scale: f64,
+    shift: f64,
+) -> Result<Activation, Failure> {
     let numbers = |number| Array1::from_elem(value.features(), number);
     Ok(value.scaled(node.builder, &numbers(scale), &numbers(shift), node.budget, node.name)?)
 }

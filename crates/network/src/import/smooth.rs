@@ -1,20 +1,12 @@
 //! Smooth operators, which become functions by straight pieces.
 
-use ndarray::Array1;
-
 use super::{
     activation::Activation,
     node::Node,
+    rectify::{self, activation},
     value::{Failure, Value, unsupported},
 };
 use crate::program::Function;
-
-fn activation(node: &Node<'_>) -> Result<Activation, Failure> {
-    match node.input(0)? {
-        Value::Activation(activation) => Ok(activation),
-        _ => unsupported("only applied to values that depend on the input"),
-    }
-}
 
 /// An operator that is one of the functions.
 pub(super) fn function(node: &mut Node<'_>, function: Function) -> Result<Value, Failure> {
@@ -121,10 +113,7 @@ pub(super) fn gated(
     Ok(Some(Value::Activation(gated)))
 }
 
+/// As [`rectify::scaled`], without a step where nothing changes.
 fn scaled(node: &mut Node<'_>, value: &Activation, scale: f64, shift: f64) -> Result<Activation, Failure> {
-    if scale == 1.0 && shift == 0.0 {
-        return Ok(value.clone());
-    }
-    let numbers = |number| Array1::from_elem(value.features(), number);
-    Ok(value.scaled(node.builder, &numbers(scale), &numbers(shift), node.budget, node.name)?)
+    if scale == 1.0 && shift == 0.0 { Ok(value.clone()) } else { rectify::scaled(node, value, scale, shift) }
 }
