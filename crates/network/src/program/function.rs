@@ -11,9 +11,11 @@
 //! up. Every server computes the pieces by itself, with functions of [`libm`] that give the same bits on
 //! every machine.
 
-use std::sync::LazyLock;
+use std::sync::{LazyLock, OnceLock};
 
 use serde::{Deserialize, Serialize};
+
+use crate::limits::{MAXIMUM_FRACTIONAL_BITS, MINIMUM_FRACTIONAL_BITS};
 
 /// Largest distance of the pieces from the function before slopes are rounded.
 pub const TOLERANCE: f64 = 1.0 / 1024.0;
@@ -158,9 +160,20 @@ impl Function {
         })
     }
 
-    /// The pieces for `fractional_bits` f of 8 to 20.
+    /// The pieces for `fractional_bits` f of 8 to 20, which are computed once for each format.
+    ///
+    /// # Panics
+    /// For other numbers of fractional bits.
     #[must_use]
-    pub fn pieces(self, fractional_bits: u32) -> Pieces {
+    pub fn pieces(self, fractional_bits: u32) -> &'static Pieces {
+        const FORMATS: usize = (MAXIMUM_FRACTIONAL_BITS - MINIMUM_FRACTIONAL_BITS + 1) as usize;
+        static PIECES: [[OnceLock<Pieces>; FORMATS]; Function::ALL.len()] =
+            [const { [const { OnceLock::new() }; FORMATS] }; Function::ALL.len()];
+        let format = fractional_bits.checked_sub(MINIMUM_FRACTIONAL_BITS).expect("formats have limits");
+        PIECES[self as usize][format as usize].get_or_init(|| self.compute_pieces(fractional_bits))
+    }
+
+    fn compute_pieces(self, fractional_bits: u32) -> Pieces {
         let grid = self.grid();
         let scale = (1_i64 << fractional_bits) as f64;
         let knots: Vec<i64> = grid.iter().map(|&knot| knot << (fractional_bits - KNOT_BITS)).collect();
