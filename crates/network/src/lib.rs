@@ -38,6 +38,7 @@
 
 pub mod architecture;
 pub mod check;
+mod ending;
 mod erase;
 mod error_bound;
 pub mod fixed;
@@ -52,8 +53,9 @@ pub mod range;
 
 pub use architecture::{Architecture, ArchitectureError, StepShape};
 pub use check::Check;
+pub use ending::Ending;
 pub use fixed::{FixedNetwork, FixedStep, Rounding, StepError};
-pub use import::{ImportError, import, import_file};
+pub use import::{Extract, ImportError, extract_file, import, import_file};
 pub use input::{InputDomain, InputError};
 pub use model::{Network, NetworkError, Step, argmax};
 pub use program::{Convolution, Function, Operation, ProgramError, Weights};

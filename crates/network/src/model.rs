@@ -4,6 +4,7 @@ use ndarray::{Array1, Array2, ArrayView2, Axis};
 use thiserror::Error;
 
 use crate::{
+    ending::Ending,
     limits::{MAXIMUM_CLASSES, MAXIMUM_SIZE, MINIMUM_CLASSES},
     program::{self, Operation, ProgramError, Weights, evaluate, level::Levels},
 };
@@ -51,6 +52,8 @@ pub struct Origin {
     pub opset: i64,
     /// Operators that the answer depends on, with their number, in alphabetical order.
     pub operators: Vec<(String, usize)>,
+    /// What the file's outputs are of the logits.
+    pub ending: Ending,
 }
 
 /// A classifier with finite weights, whose last value holds one logit for each class.
@@ -221,13 +224,28 @@ impl Network {
     /// When `inputs` does not have [`Self::input_features`] columns.
     #[must_use]
     pub fn evaluate(&self, inputs: ArrayView2<'_, f64>) -> Array2<f64> {
+        self.run(inputs, |_, _| {})
+    }
+
+    /// The result of every step in double precision, each `[rows, size]`.
+    ///
+    /// # Panics
+    /// When `inputs` does not have [`Self::input_features`] columns.
+    #[must_use]
+    pub fn trace(&self, inputs: ArrayView2<'_, f64>) -> Vec<Array2<f64>> {
+        let mut steps = Vec::with_capacity(self.steps.len());
+        let _logits = self.run(inputs, |_, values| steps.push(values.clone()));
+        steps
+    }
+
+    fn run(&self, inputs: ArrayView2<'_, f64>, observe: impl FnMut(usize, &Array2<f64>)) -> Array2<f64> {
         assert_eq!(inputs.ncols(), self.input_features(), "columns of the inputs");
         let taken: Vec<&[usize]> = self.steps.iter().map(|step| step.inputs.as_slice()).collect();
         let apply = |index: usize, values: &[ArrayView2<'_, f64>]| {
             let step: &Step = &self.steps[index];
             evaluate::exact(&step.operation, step.weights.as_ref(), values, 0)
         };
-        evaluate::run(&taken, inputs, apply, |_, _| {})
+        evaluate::run(&taken, inputs, apply, observe)
     }
 
     /// Class of the largest logit for each row of `inputs`; a tie goes to the lower index.

@@ -1,13 +1,14 @@
 //! The program with which a model owner checks, shares and withdraws models.
 //!
 //! [`share_model`], [`list`] and [`withdraw`] are the owner's calls as a library. [`secure_run`] runs
-//! a model under the three-party computation in this process; [`target`] says what a model is checked
-//! against; [`report`] prints.
+//! a model under the three-party computation in this process, and [`oracle`] asks another program what its
+//! file means; [`target`] says what a model is checked against; [`report`] prints.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a panic is how a test fails"))]
 
 pub mod arguments;
 pub mod inputs;
+pub mod oracle;
 pub mod report;
 pub mod secure_run;
 pub mod share;
@@ -32,6 +33,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use rand::{TryRng as _, rngs::SysRng};
 
 use inputs::read_rows;
+use oracle::Outputs;
 use secure_run::SecureRun;
 pub use share::{ShareError, ShareOptions, Shared, share_model};
 pub use store::{Listing, WithdrawError, list, withdraw};
@@ -101,7 +103,7 @@ async fn run_check(
     let outcome = check(config, arguments, &mut found, output).await;
     if let Some(path) = &arguments.json {
         let reason = outcome.as_ref().err().map(ToString::to_string);
-        let text = report::check_json(found.check.as_ref(), found.run.as_ref(), reason.as_deref());
+        let text = report::check_json(&found, reason.as_deref());
         std::fs::write(path, text + "\n")
             .map_err(|error| Failure::new(FailureClass::Local, &error).context(path.display()))?;
     }
@@ -110,9 +112,13 @@ async fn run_check(
 
 /// What `check` has found out until it ended.
 #[derive(Default)]
-struct Found {
-    check: Option<Check>,
-    run: Option<SecureRun>,
+pub struct Found {
+    /// Operators, ranges and precision.
+    pub check: Option<Check>,
+    /// What the secure run has shown.
+    pub run: Option<SecureRun>,
+    /// Its outputs beside those of the oracle.
+    pub outputs: Option<Outputs>,
 }
 
 async fn check(
@@ -150,7 +156,7 @@ async fn check(
             Target::of_ranges(&network, vec![-1.0], vec![1.0], arguments.fractional_bits)?
         }
     };
-    let check = found.check.insert(Check::new(&network, &target.domain, target.fractional_bits)?);
+    let check = &*found.check.insert(Check::new(&network, &target.domain, target.fractional_bits)?);
     output.line(check.to_string().trim_end())?;
     target.check_classes(&network)?;
     if let Some(refusal) = &check.refusal {
@@ -174,10 +180,25 @@ async fn check(
             (rows, format!("random rows, --seed {seed}"))
         }
     };
-    let shown = secure_run::secure_run(&network, &fixed, &target.domain, &rows, seed)
-        .map_err(|error| Failure::new(FailureClass::Input, &error))?;
-    let parameters = check.parameters;
-    report::secure_run(found.run.insert(shown), &origin, parameters, output)
+    let bar = progress_bar(rows.nrows() as u64, "{msg} {bar:40} {pos}/{len} rows  {eta} left");
+    bar.set_message("secure run");
+    let shown =
+        secure_run::secure_run(&network, &fixed, &target.domain, &rows, seed, |done| bar.inc(done as u64));
+    bar.finish_and_clear();
+    let shown = found.run.insert(shown.map_err(|error| Failure::new(FailureClass::Input, &error))?);
+    let ending = network.origin().map(|origin| origin.ending).unwrap_or_default();
+    let logits = [&shown.logits, &shown.fixed_logits, &shown.exact_logits];
+    let outputs = oracle::compare(logits, ending, oracle::evaluate(&arguments.model, rows.view()));
+    report::secure_run(check, shown, found.outputs.insert(outputs), &origin, output)
+}
+
+/// A bar on standard error where that is a terminal.
+fn progress_bar(length: u64, template: &str) -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(length).with_style(style)
 }
 
 async fn run_share(
@@ -246,14 +267,12 @@ async fn share_one(
         retrained: arguments.retrained_on_new_data,
         ..ShareOptions::default()
     };
-    let bar = if arguments.quiet || !io::stderr().is_terminal() {
+    let bar = if arguments.quiet {
         ProgressBar::hidden()
     } else {
         // Two of the three servers get data; a repeated upload counts again.
         let bytes = 2 * 8 * network.parameter_count() as u64;
-        let style = ProgressStyle::with_template("{msg} {bar:40} {bytes}/{total_bytes}  {eta} left")
-            .unwrap_or_else(|_| ProgressStyle::default_bar());
-        ProgressBar::new(bytes).with_style(style).with_message(name.to_owned())
+        progress_bar(bytes, "{msg} {bar:40} {bytes}/{total_bytes}  {eta} left").with_message(name.to_owned())
     };
     let shown = bar.clone();
     options.progress = Some(Arc::new(move |bytes| shown.inc(bytes)));

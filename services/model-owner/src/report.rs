@@ -1,7 +1,8 @@
 //! What the program prints.
 
+mod check;
+
 use std::{
-    collections::BTreeMap,
     io::Write,
     path::Path,
     time::{SystemTime, UNIX_EPOCH},
@@ -11,76 +12,11 @@ use concilium_client_library::{
     Task, budget_tables,
     terminal::{Failure, Output},
 };
-use concilium_network::{Check, FixedNetwork};
+use concilium_network::FixedNetwork;
 use concilium_rpc::v1::TaskBudget;
-use ndarray::Array2;
-use serde_json::json;
 
-use crate::{secure_run::SecureRun, share::Shared, store::ModelEverywhere};
-
-/// Prints what a secure run has shown.
-///
-/// # Errors
-/// [`Failure`] if standard output is closed.
-pub fn secure_run(
-    run: &SecureRun,
-    origin: &str,
-    parameters: usize,
-    output: &mut Output<impl Write>,
-) -> Result<(), Failure> {
-    output.line(format_args!("\nsecure run of three parties in this process: {} {origin}", run.rows))?;
-    let mut rows =
-        vec![["step", "name", "largest difference to plaintext (last places)"].map(str::to_owned).to_vec()];
-    rows.extend(run.steps.iter().enumerate().map(|(step, (name, off))| {
-        let name = if name.is_empty() { "-" } else { name };
-        vec![step.to_string(), name.to_owned(), off.to_string()]
-    }));
-    output.table(&rows)?;
-    output.line(format_args!(
-        "logits          at most {:.3e} off the network in double precision; proven: {:.3e}",
-        run.logit_difference, run.error_bound
-    ))?;
-    output.line(format_args!("votes           {} of {} agree", run.votes_agree, run.rows))?;
-    output.line(format_args!("rounds          {}, for any number of rows and owners", run.rounds))?;
-    let per_row = run.bytes_sent.map(|bytes| size(bytes / run.rows as u64));
-    output.line(format_args!("sent per row    {} (servers 0, 1, 2)", per_row.join(", ")))?;
-    let memory = run.memory_bytes.map(|bytes| size(bytes as u64));
-    output.line(format_args!("server memory   {} (servers 0, 1, 2)", memory.join(", ")))?;
-    let upload = size(8 * parameters as u64);
-    output.line(format_args!("upload          64 B, {upload}, {upload} (servers 0, 1, 2)"))?;
-    output.line(format_args!(
-        "time            {:.1} ms, all parties on this machine",
-        run.elapsed.as_secs_f64() * 1e3
-    ))
-}
-
-/// The report of `check` for programs, pretty-printed JSON. Without a run the model is refused for `reason`.
-#[must_use]
-pub fn check_json(check: Option<&Check>, run: Option<&SecureRun>, reason: Option<&str>) -> String {
-    let headroom = check.and_then(|check| check.steps.iter().filter_map(|step| step.headroom_bits).min());
-    let rows = |logits: &Array2<f64>| logits.outer_iter().map(|row| row.to_vec()).collect::<Vec<_>>();
-    let report = json!({
-        "ok": reason.is_none() && run.is_some(),
-        "reason": reason,
-        "operators": check.map(|check| check.operators.iter().cloned().collect::<BTreeMap<_, _>>()),
-        "parameters": check.map(|check| check.parameters),
-        "fractional_bits": check.map(|check| check.fractional_bits),
-        "headroom_bits": headroom,
-        "check": check,
-        "rows": run.map(|run| run.rows),
-        "rounds": run.map(|run| run.rounds),
-        "bytes": run.map(|run| run.bytes_sent),
-        "memory_bytes": run.map(|run| run.memory_bytes),
-        "elapsed_ms": run.map(|run| run.elapsed.as_secs_f64() * 1e3),
-        "steps_last_places": run.map(|run| run.steps.iter().map(|(name, off)| json!({"name": name, "difference": off})).collect::<Vec<_>>()),
-        "outputs_mpc": run.map(|run| rows(&run.logits)),
-        "outputs_oracle": run.map(|run| rows(&run.exact_logits)),
-        "max_abs_error": run.map(|run| run.logit_difference),
-        "proven_error_bound": run.map(|run| run.error_bound),
-        "labels_agree": run.map(|run| run.votes_agree),
-    });
-    format!("{report:#}")
-}
+pub use self::check::{check_json, secure_run};
+use crate::{share::Shared, store::ModelEverywhere};
 
 /// One line about a model that could be shared.
 pub fn prepared(path: &Path, fixed: &FixedNetwork) -> String {

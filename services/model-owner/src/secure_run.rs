@@ -14,9 +14,11 @@ use concilium_mpc::{
     input::{DealtShare, InputError as SharingError, deal},
     local::{reconstruct, run},
 };
-use concilium_network::{FixedNetwork, InputDomain, InputError, Network, Rounding, StepError, model::argmax};
+use concilium_network::{
+    FixedNetwork, FixedStep, InputDomain, InputError, Network, Operation, Rounding, StepError, model::argmax,
+};
 use concilium_ring::{Element as _, Z64};
-use ndarray::Array2;
+use ndarray::{Array2, s};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use thiserror::Error;
 use zeroize::Zeroize as _;
@@ -62,27 +64,81 @@ pub enum SecureRunError {
 pub struct SecureRun {
     /// Rows evaluated.
     pub rows: usize,
-    /// For each step its name and the largest difference to the fixed-point plaintext, in units of the
-    /// last place.
-    pub steps: Vec<(String, i64)>,
+    /// For each step what the rows have shown.
+    pub steps: Vec<StepRun>,
     /// Largest difference of a logit to the network in double precision.
     pub logit_difference: f64,
     /// The proven bound of that difference.
     pub error_bound: f64,
     /// Logits of the secure run, `[rows, classes]`.
     pub logits: Array2<f64>,
+    /// Logits in fixed point in plaintext, `[rows, classes]`.
+    pub fixed_logits: Array2<f64>,
     /// Logits of the network in double precision, `[rows, classes]`.
     pub exact_logits: Array2<f64>,
     /// Rows whose vote is that of the network in double precision.
     pub votes_agree: usize,
-    /// Rounds from the shared input to the shared and noised histogram.
-    pub rounds: u32,
-    /// Protocol bytes that servers 0, 1, 2 send for all rows.
-    pub bytes_sent: [u64; 3],
     /// Bytes of memory that the model takes on each server.
     pub memory_bytes: [usize; 3],
-    /// Time of the run to the histogram, with all three parties on this machine.
+    /// The cost of one row.
+    pub one: Cost,
+    /// The cost of several rows together.
+    pub many: Cost,
+}
+
+/// What rows cost that are asked together, from the shared input to the shared and noised histogram.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cost {
+    /// Rows asked together.
+    pub rows: usize,
+    /// Rounds, which do not depend on the rows.
+    pub rounds: u32,
+    /// Protocol bytes that servers 0, 1, 2 send for all of them.
+    pub bytes_sent: [u64; 3],
+    /// Time with all three parties on this machine and no network between them.
     pub elapsed: Duration,
+}
+
+impl Cost {
+    /// An estimate of the time over a network where a message takes `one_way` and each server sends
+    /// `bits_per_second`.
+    #[must_use]
+    pub fn over(&self, one_way: Duration, bits_per_second: f64) -> Duration {
+        let most = self.bytes_sent.iter().max().copied().unwrap_or(0);
+        self.elapsed + self.rounds * one_way + Duration::from_secs_f64(8.0 * most as f64 / bits_per_second)
+    }
+}
+
+/// What the rows of a run have shown of one step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepRun {
+    /// What its owner calls it.
+    pub name: String,
+    /// Whether it is a smooth function, which is computed by straight pieces.
+    pub by_pieces: bool,
+    /// Largest difference of the secure run to fixed-point plaintext, in units of the last place.
+    pub last_places: i64,
+    /// Largest difference of the secure run to the network in double precision.
+    pub difference: f64,
+    /// Largest magnitude of a number in double precision.
+    pub largest: f64,
+}
+
+impl StepRun {
+    fn new(step: &FixedStep) -> Self {
+        let by_pieces = matches!(step.operation, Operation::Function(_));
+        Self { name: step.name.clone(), by_pieces, last_places: 0, difference: 0.0, largest: 0.0 }
+    }
+
+    /// Adds the results of some rows: of the secure run and in plaintext in units of the last place, and in
+    /// double precision.
+    fn add(&mut self, secure: &Array2<i64>, plain: &Array2<i64>, exact: &Array2<f64>, unit: f64) {
+        for ((&secure, plain), exact) in secure.iter().zip(plain).zip(exact) {
+            self.last_places = self.last_places.max((secure - plain).abs());
+            self.difference = self.difference.max((secure as f64 * unit - exact).abs());
+            self.largest = self.largest.max(exact.abs());
+        }
+    }
 }
 
 /// Rows drawn uniformly from `domain`, `[rows, features]`.
@@ -94,8 +150,11 @@ pub fn draw_rows(domain: &InputDomain, rows: usize, seed: u64) -> Array2<f64> {
     })
 }
 
-/// Evaluates `network`, and `fixed` that was made of it, on `drawn` rows `[rows, features]`. `seed` is for what
-/// the three parties draw among themselves.
+/// Numbers of all steps that are held at a time, over the rows that are compared together.
+const ELEMENTS_AT_A_TIME: usize = 1 << 22;
+
+/// Evaluates `network`, and `fixed` that was made of it, on `drawn` rows `[rows, features]`, some at a time;
+/// `progress` is told how many rows are done. `seed` is for what the three parties draw among themselves.
 ///
 /// # Errors
 /// [`SecureRunError`] if the secure evaluation fails or gives a value that it must not give.
@@ -105,12 +164,63 @@ pub fn secure_run(
     domain: &InputDomain,
     drawn: &Array2<f64>,
     seed: u64,
+    progress: impl Fn(usize),
 ) -> Result<SecureRun, SecureRunError> {
     let rows = drawn.nrows();
     let encoded = domain.encode(drawn.view(), fixed.fractional_bits())?;
     let ensembles = ensembles(fixed)?;
-    let input = deal_rows(&encoded)?;
+    let elements: usize = fixed.ranges().iter().map(|range| range.size).sum();
+    let together = (ELEMENTS_AT_A_TIME / elements.max(1)).clamp(1, rows.max(1));
+    let shape = (rows, fixed.architecture().classes);
+    let mut run = SecureRun {
+        rows,
+        steps: fixed.steps().iter().map(StepRun::new).collect(),
+        logit_difference: 0.0,
+        error_bound: fixed.error_bound(),
+        logits: Array2::zeros(shape),
+        fixed_logits: Array2::zeros(shape),
+        exact_logits: Array2::zeros(shape),
+        votes_agree: 0,
+        memory_bytes: [0, 1, 2].map(|server: usize| ensembles[server].models()[0].memory_bytes()),
+        one: cost(&ensembles, &encoded.slice(s![..1, ..]).to_owned(), seed ^ 1)?,
+        many: cost(&ensembles, &encoded.slice(s![..together, ..]).to_owned(), seed ^ 2)?,
+    };
+    for first in (0..rows).step_by(together) {
+        let taken = s![first..rows.min(first + together), ..];
+        let batch = (drawn.slice(taken).to_owned(), encoded.slice(taken).to_owned());
+        let logits = compare(network, fixed, &ensembles, &batch, seed ^ first as u64, &mut run.steps)?;
+        run.logits.slice_mut(taken).assign(&logits.secure);
+        run.fixed_logits.slice_mut(taken).assign(&logits.fixed);
+        run.exact_logits.slice_mut(taken).assign(&logits.exact);
+        progress(batch.0.nrows());
+    }
+    let differences = run.logits.iter().zip(&run.exact_logits).map(|(secure, exact)| (secure - exact).abs());
+    run.logit_difference = differences.fold(0.0, f64::max);
+    if run.logit_difference > run.error_bound {
+        return Err(SecureRunError::Bound { difference: run.logit_difference, bound: run.error_bound });
+    }
+    let (votes, exact) = (argmax(run.logits.view()), argmax(run.exact_logits.view()));
+    run.votes_agree = votes.iter().zip(&exact).filter(|(a, b)| a == b).count();
+    Ok(run)
+}
 
+/// Logits of some rows, `[rows, classes]`.
+struct Logits {
+    secure: Array2<f64>,
+    fixed: Array2<f64>,
+    exact: Array2<f64>,
+}
+
+/// Evaluates rows, real and encoded, in three ways, and adds what they show to `steps`.
+fn compare(
+    network: &Network,
+    fixed: &FixedNetwork,
+    ensembles: &[Ensemble; 3],
+    (drawn, encoded): &(Array2<f64>, Array2<i64>),
+    seed: u64,
+    steps: &mut [StepRun],
+) -> Result<Logits, SecureRunError> {
+    let input = deal_rows(encoded)?;
     let parts = run(seed, |party| {
         let place = party.index().number();
         let mut seen = Vec::new();
@@ -127,32 +237,33 @@ pub fn secure_run(
     }
     let opened: Vec<Array2<i64>> =
         opened.into_iter().map(|value| value.expect("every step of a model is evaluated")).collect();
+    let unit = (-f64::from(fixed.fractional_bits())).exp2();
+    let real = |values: &Array2<i64>| values.mapv(|value| value as f64 * unit);
     let plain = fixed.trace(encoded.view(), Rounding::Nearest);
-    let mut steps = Vec::with_capacity(plain.len());
-    for (index, (step, plain)) in fixed.steps().iter().zip(&plain).enumerate() {
+    let mut exact = network.trace(drawn.view());
+    // Quantisation may have put a step before all others that scales the features.
+    if exact.len() < plain.len() {
+        exact.insert(0, drawn.clone());
+    }
+    for (index, (step, (plain, exact))) in fixed.steps().iter().zip(plain.iter().zip(&exact)).enumerate() {
         let inputs: Vec<_> = step.inputs.iter().map(|&value| opened[value].view()).collect();
         let result = &opened[index + 1];
         fixed.check_step(index, &inputs, result.view())?;
-        let differences = result.iter().zip(plain).map(|(secure, plain)| (secure - plain).abs());
-        steps.push((step.name.clone(), differences.max().unwrap_or(0)));
+        steps[index].add(result, plain, exact, unit);
     }
-    let values = opened.last().expect("there is the input at least");
+    let last = "a network has steps";
+    Ok(Logits {
+        secure: real(opened.last().expect(last)),
+        fixed: real(plain.last().expect(last)),
+        exact: exact.pop().expect(last),
+    })
+}
 
-    let unit = (-f64::from(fixed.fractional_bits())).exp2();
-    let exact = network.evaluate(drawn.view());
-    let logit_difference = values
-        .iter()
-        .zip(&exact)
-        .map(|(&secure, exact)| (secure as f64 * unit - exact).abs())
-        .fold(0.0, f64::max);
-    if logit_difference > fixed.error_bound() {
-        return Err(SecureRunError::Bound { difference: logit_difference, bound: fixed.error_bound() });
-    }
-    let votes = argmax(values.view());
-    let votes_agree = votes.iter().zip(&network.votes(drawn.view())).filter(|(a, b)| a == b).count();
-
+/// What encoded rows cost from their shares to the noised histogram.
+fn cost(ensembles: &[Ensemble; 3], encoded: &Array2<i64>, seed: u64) -> Result<Cost, SecureRunError> {
+    let input = deal_rows(encoded)?;
     let begin = Instant::now();
-    let traffic = run(seed ^ 1, |party| {
+    let traffic = run(seed, |party| {
         let place = party.index().number();
         let counts = histogram(party, &ensembles[place], &input[place])?;
         let (rows, classes) = counts.dim();
@@ -162,17 +273,10 @@ pub fn secure_run(
     let elapsed = begin.elapsed();
     let [first, second, third] = traffic;
     let traffic = [first?, second?, third?];
-    Ok(SecureRun {
-        rows,
-        steps,
-        logits: values.mapv(|value| value as f64 * unit),
-        exact_logits: exact,
-        logit_difference,
-        error_bound: fixed.error_bound(),
-        votes_agree,
+    Ok(Cost {
+        rows: encoded.nrows(),
         rounds: traffic.iter().map(|party| party.rounds).max().unwrap_or(0),
         bytes_sent: traffic.map(|party| party.bytes_sent),
-        memory_bytes: [0, 1, 2].map(|server: usize| ensembles[server].models()[0].memory_bytes()),
         elapsed,
     })
 }
@@ -241,10 +345,12 @@ mod tests {
         let bits = choose_fractional_bits([&network], &domain).unwrap();
         let fixed = quantise(&network, &domain, bits).unwrap();
         let rows = draw_rows(&domain, 5, seed);
-        let shown = secure_run(&network, &fixed, &domain, &rows, seed).unwrap();
+        let shown = secure_run(&network, &fixed, &domain, &rows, seed, |_| {}).unwrap();
         assert_eq!((shown.rows, shown.steps.len()), (5, 3));
         assert!(shown.logit_difference <= shown.error_bound && shown.error_bound > 0.0, "{shown:?}");
-        assert!(shown.rounds > 3 && shown.bytes_sent.iter().all(|&bytes| bytes > 0), "{shown:?}");
+        assert!(shown.one.rounds > 3 && shown.one.bytes_sent.iter().all(|&bytes| bytes > 0), "{shown:?}");
+        assert_eq!((shown.one.rows, shown.many.rows, shown.many.rounds), (1, 5, shown.one.rounds));
+        assert!(shown.steps.iter().all(|step| step.difference <= shown.error_bound && step.largest > 0.0));
         assert!(shown.memory_bytes.iter().all(|&bytes| bytes >= 16 * (6 * 9 + 9 * 4)), "{shown:?}");
         assert!(shown.votes_agree >= 4, "{shown:?}");
     }

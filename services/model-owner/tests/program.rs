@@ -60,9 +60,16 @@ const UNIT: [&str; 4] = ["--input-minimum", "0", "--input-maximum", "1"];
 fn a_real_model_is_checked_and_run() {
     let model = example("owner_00.onnx");
     let text = check(&[&[model.as_str()], &UNIT[..], &["--rows", "3", "--seed", "5"]].concat());
-    for needle in
-        ["accepted", "Gemm", "headroom", "3 random rows, --seed 5", "votes", "rounds", "server memory"]
-    {
+    for needle in [
+        "accepted",
+        "Gemm",
+        "headroom",
+        "3 random rows, --seed 5",
+        "tract",
+        "labels",
+        "rounds",
+        "data centre",
+    ] {
         assert!(text.contains(needle), "{needle}: {text}");
     }
 }
@@ -176,6 +183,15 @@ fn given_rows_are_run_and_the_report_is_json() {
         assert!(found["headroom_bits"].as_i64().unwrap() >= 24);
         assert!(found["rounds"].as_u64().unwrap() > 5);
         assert_eq!(found["bytes"].as_array().unwrap().len(), 3);
+        assert!(found["oracle"].as_str().unwrap().starts_with("tract, in single precision"), "{found}");
+        assert_eq!(found["outputs_are_the_files"], true);
+        let steps = found["steps"].as_array().unwrap();
+        assert_eq!(steps.len(), found["check"]["steps"].as_array().unwrap().len());
+        assert!(steps.iter().all(|step| step["last_places"].as_i64().unwrap() <= 1 << 12), "{found}");
+        let costs = found["cost"].as_array().unwrap();
+        assert_eq!((&costs[0]["rows"], &costs[1]["rows"]), (&1.into(), &4.into()));
+        let far = costs[0]["estimated_ms"]["over the internet"].as_f64().unwrap();
+        assert!(far > 20.0 * found["rounds"].as_f64().unwrap(), "{found}");
         let (secure, oracle) = (&found["outputs_mpc"], &found["outputs_oracle"]);
         let mut largest: f64 = 0.0;
         for row in 0..4 {
@@ -187,6 +203,32 @@ fn given_rows_are_run_and_the_report_is_json() {
         let stated = found["max_abs_error"].as_f64().unwrap();
         assert!((largest - stated).abs() < 1e-12, "{largest} for {stated}");
         assert!(stated > 0.0 && stated < 0.05, "{name}: {stated}");
+    }
+}
+
+#[test]
+fn outputs_are_those_of_the_file_behind_a_softmax_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let (inputs, report) = (folder.path().join("x.npy"), folder.path().join("report.json"));
+    write_inputs(&inputs, 3, &[64]);
+    for name in ["legacy_softmax", "dynamo_softmax"] {
+        let arguments = [
+            &fixture(&format!("{name}.onnx")),
+            "--inputs",
+            inputs.to_str().unwrap(),
+            "--json",
+            report.to_str().unwrap(),
+        ];
+        let text = check(&arguments);
+        assert!(text.contains("softmax of the logits"), "{text}");
+        let found: serde_json::Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
+        assert!(found["oracle"].as_str().unwrap().starts_with("tract, in"), "{found}");
+        for outputs in ["outputs_mpc", "outputs_fixed_point", "outputs_oracle"] {
+            let sum: f64 = found[outputs][2].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).sum();
+            assert!((sum - 1.0).abs() < 1e-5, "{name}, {outputs}: {sum}");
+        }
+        assert!(found["max_abs_error"].as_f64().unwrap() < 0.01, "{found}");
+        assert_eq!(found["labels_agree"], 3, "{name}");
     }
 }
 

@@ -16,6 +16,7 @@ mod classical;
 mod constant;
 mod error;
 mod external;
+mod extract;
 mod graph;
 mod layout;
 mod linear;
@@ -36,13 +37,14 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs::File,
     io::Read,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use prost::Message;
 use zeroize::{Zeroize, Zeroizing};
 
 pub use self::error::{ImportError, UnsupportedNode, UnsupportedNodes};
+pub use self::extract::{Extract, extract_file};
 pub use self::support::{Cost, SUPPORTED, SupportedOperator, table as operator_table};
 use self::{
     activation::Activation,
@@ -54,6 +56,7 @@ use self::{
     value::{DIVISOR_DEPENDS_ON_THE_INPUT, Failure, ONLY_AT_THE_END, Value},
 };
 use crate::{
+    ending::Ending,
     model::{Network, Origin, Step},
     onnx::{GraphProto, ModelProto, OperatorSetIdProto},
 };
@@ -85,7 +88,12 @@ pub const MAXIMUM_OPSET: i64 = 26;
 /// # Errors
 /// As [`import`], and when the file cannot be read or is larger than [`MAXIMUM_FILE_BYTES`].
 pub fn import_file(path: impl AsRef<Path>) -> Result<Network, ImportError> {
-    let path = path.as_ref();
+    let (bytes, folder) = read(path.as_ref())?;
+    import_from(&bytes, folder.as_deref())
+}
+
+/// The bytes of a file, and its folder.
+fn read(path: &Path) -> Result<(Zeroizing<Vec<u8>>, Option<PathBuf>), ImportError> {
     let failed = |source| ImportError::File { path: path.to_owned(), source };
     let file = File::open(path).map_err(failed)?;
     let size = file.metadata().map_err(failed)?.len();
@@ -95,10 +103,9 @@ pub fn import_file(path: impl AsRef<Path>) -> Result<Network, ImportError> {
     // Sized at once: growing would leave copies of weights behind. A pipe has no size, hence the limit.
     let mut bytes = Zeroizing::new(Vec::with_capacity(size as usize + 1));
     file.take(MAXIMUM_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
-    import_from(
-        &bytes,
-        path.parent().map(|folder| if folder.as_os_str().is_empty() { Path::new(".") } else { folder }),
-    )
+    let folder = path.parent();
+    let folder = folder.map(|folder| if folder.as_os_str().is_empty() { Path::new(".") } else { folder });
+    Ok((bytes, folder.map(Path::to_owned)))
 }
 
 /// Reads a network from the bytes of an ONNX model.
@@ -111,6 +118,31 @@ pub fn import(bytes: &[u8]) -> Result<Network, ImportError> {
 }
 
 fn import_from(bytes: &[u8], folder: Option<&Path>) -> Result<Network, ImportError> {
+    let (mut model, opset) = open(bytes, folder)?;
+    let graph = model.0.graph.as_mut().expect("a model that is opened has a graph");
+    let plan = graph::plan(graph)?;
+    let mut origin = origin(graph, &plan, opset, &model.0.producer_name, &model.0.producer_version);
+    let (shape, batch) = graph::input_shape(&graph.input[plan.input])?;
+
+    let walk = Walk {
+        opset,
+        opsets: &model.0.opset_import,
+        batch,
+        input: Activation::input(shape.clone()),
+        builder: Builder::default(),
+        budget: Budget::default(),
+        values: HashMap::new(),
+        sigmoids: BTreeSet::new(),
+        unsupported: BTreeMap::new(),
+    };
+    let (steps, ending) = walk.run(graph, &plan)?;
+    origin.ending = ending;
+    Ok(Network::new(shape, steps)?.with_origin(origin))
+}
+
+/// Decodes a model that has a graph, reads its weights in other files, and gives the version of its
+/// operator set.
+fn open(bytes: &[u8], folder: Option<&Path>) -> Result<(ErasedOnDrop, i64), ImportError> {
     if bytes.is_empty() {
         return Err(ImportError::Empty);
     }
@@ -129,23 +161,7 @@ fn import_from(bytes: &[u8], folder: Option<&Path>) -> Result<Network, ImportErr
         .filter(|version| (MINIMUM_OPSET..=MAXIMUM_OPSET).contains(version))
         .ok_or(ImportError::OperatorSet { found: opset })?;
     external::load(&mut graph.initializer, folder)?;
-    let plan = graph::plan(graph)?;
-    let origin = origin(graph, &plan, opset, &model.0.producer_name, &model.0.producer_version);
-    let (shape, batch) = graph::input_shape(&graph.input[plan.input])?;
-
-    let walk = Walk {
-        opset,
-        opsets: &model.0.opset_import,
-        batch,
-        input: Activation::input(shape.clone()),
-        builder: Builder::default(),
-        budget: Budget::default(),
-        values: HashMap::new(),
-        sigmoids: BTreeSet::new(),
-        unsupported: BTreeMap::new(),
-    };
-    let steps = walk.run(graph, &plan)?;
-    Ok(Network::new(shape, steps)?.with_origin(origin))
+    Ok((model, opset))
 }
 
 /// Overwrites the constants of a model when it is dropped.
@@ -182,6 +198,7 @@ fn origin(graph: &GraphProto, plan: &Plan, opset: i64, producer: &str, version: 
         producer: escaped(format!("{producer} {version}").trim()),
         opset,
         operators: counts.into_iter().collect(),
+        ending: Ending::default(),
     }
 }
 
@@ -223,7 +240,7 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    fn run(mut self, graph: &mut GraphProto, plan: &Plan) -> Result<Vec<Step>, ImportError> {
+    fn run(mut self, graph: &mut GraphProto, plan: &Plan) -> Result<(Vec<Step>, Ending), ImportError> {
         // All operators are looked at before any is evaluated, so that a broken node cannot hide
         // unsupported ones behind it.
         for &index in &plan.order {
@@ -241,7 +258,9 @@ impl Walk<'_> {
             return Err(ImportError::Unsupported(UnsupportedNodes { nodes }));
         }
         walked?;
-        let logits = match self.value(graph, plan, &plan.output, "(the output)")? {
+        let output = self.value(graph, plan, &plan.output, "(the output)")?;
+        let ending = self.ending(graph, plan, &output);
+        let logits = match output {
             Value::Activation(logits) | Value::Scores { logits, .. } => logits,
             Value::Sigmoid { logit, complement, .. } => {
                 let sign = if complement { -1.0 } else { 1.0 };
@@ -252,7 +271,39 @@ impl Walk<'_> {
                 return Err(ImportError::Output { reason });
             }
         };
-        self.builder.into_steps(&logits, &mut self.budget)
+        Ok((self.builder.into_steps(&logits, &mut self.budget)?, ending))
+    }
+
+    /// What the outputs of the file are of the logits.
+    fn ending(&self, graph: &GraphProto, plan: &Plan, output: &Value) -> Ending {
+        let (source, classes) = match output {
+            Value::Sigmoid { .. } => return Ending::SecondOfTwo,
+            Value::Scores { source, logits } => (&graph.node[*source], logits.features()),
+            _ => return Ending::Logits,
+        };
+        if plan.order.iter().any(|&index| graph.node[index].op_type == "Normalizer") {
+            return Ending::Unknown;
+        }
+        match source.op_type.as_str() {
+            "Softmax" => Ending::Softmax,
+            "LogSoftmax" => Ending::LogSoftmax,
+            // [1 - p, p] of one score is the softmax of 0 and the score.
+            "Sigmoid" => match source.input.first().and_then(|name| self.values.get(name)) {
+                Some(Value::Activation(score)) if score.features() == 1 => Ending::Softmax,
+                _ => Ending::Sigmoid,
+            },
+            // Two classes can be one score in the file.
+            "LinearClassifier" | "TreeEnsembleClassifier" if classes > 2 => {
+                let transform = source.attribute.iter().find(|attribute| attribute.name == "post_transform");
+                match transform.and_then(|attribute| attribute.s.as_deref()) {
+                    None | Some(b"NONE") => Ending::Logits,
+                    Some(b"SOFTMAX") => Ending::Softmax,
+                    Some(b"LOGISTIC") => Ending::Sigmoid,
+                    Some(_) => Ending::Unknown,
+                }
+            }
+            _ => Ending::Unknown,
+        }
     }
 
     fn walk(&mut self, graph: &mut GraphProto, plan: &Plan) -> Result<(), ImportError> {
