@@ -220,6 +220,19 @@ impl FixedNetwork {
         evaluate::run(&taken, inputs, apply, observe)
     }
 
+    /// The result of step `step` at scale 2f, before truncation, or `None` for a step that is not rescaled.
+    /// `inputs` are one `[rows, size]` for each value that it takes.
+    ///
+    /// # Panics
+    /// If there is no such step, or the inputs do not fit it.
+    #[must_use]
+    pub fn unrounded(&self, step: usize, inputs: &[ArrayView2<'_, i64>]) -> Option<Array2<i64>> {
+        let step = &self.steps[step];
+        let rescaled = step.operation.messages().rescale();
+        rescaled
+            .then(|| evaluate::exact(&step.operation, step.weights.as_ref(), inputs, self.fractional_bits))
+    }
+
     fn step(&self, step: &FixedStep, values: &[ArrayView2<'_, i64>], rounding: Rounding) -> Array2<i64> {
         let exact = evaluate::exact(&step.operation, step.weights.as_ref(), values, self.fractional_bits);
         if step.operation.messages().rescale() {

@@ -1,6 +1,7 @@
 //! What the tests of evaluation share: small random numbers, and models as three servers hold them.
 
 #![allow(unreachable_pub, reason = "every test program compiles its own copy")]
+#![allow(dead_code, reason = "each test program uses a part of this module")]
 
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use concilium_mpc::Shares;
 use concilium_mpc::local::{reconstruct, run, share};
 use concilium_network::FixedNetwork;
 use concilium_ring::{Element, Z64};
-use ndarray::{Array1, Array2};
+use ndarray::{Array1, Array2, ArrayView2};
 
 pub const FRACTIONAL_BITS: u32 = 12;
 
@@ -53,15 +54,14 @@ pub fn ensembles(seed: u64, networks: &[FixedNetwork]) -> [Ensemble; 3] {
     })
 }
 
-/// Runs the ensembles of `networks` on the shares of `input`, opens every step's result, and checks that
-/// truncation allows it. The error names the owner by its place.
-pub fn check_every_step(
+/// Runs the ensembles of `networks` on `shares` of one input, and opens every step's result, by owner and
+/// step. The error names the owner by its place.
+pub fn open_every_step(
     seed: u64,
     networks: &[FixedNetwork],
     ensembles: &[Ensemble; 3],
-    input: &Array2<i64>,
     shares: &[Shares<Z64>; 3],
-) -> Result<(), String> {
+) -> Result<Vec<Vec<Array2<i64>>>, String> {
     let [first, second, third] = run(seed, |party| {
         let place = party.index().number();
         let mut seen = Vec::new();
@@ -80,13 +80,36 @@ pub fn check_every_step(
             return Err(format!("owner {owner}: step {step} is evaluated twice"));
         }
     }
-    for (owner, (network, opened)) in networks.iter().zip(&opened).enumerate() {
-        let result = |step: usize| opened[step].as_ref().expect("every step is evaluated").view();
-        for (index, step) in network.steps().iter().enumerate() {
-            let value = |&value: &usize| if value == 0 { input.view() } else { result(value - 1) };
-            let inputs: Vec<_> = step.inputs.iter().map(value).collect();
+    let all = |steps: Vec<Option<Array2<i64>>>| steps.into_iter().collect::<Option<Vec<_>>>();
+    let opened = opened.into_iter().map(all).collect::<Option<Vec<_>>>();
+    opened.ok_or_else(|| "a step is not evaluated".to_owned())
+}
+
+/// The values that step `index` takes, among the input and the results of the steps before.
+pub fn taken<'a>(
+    network: &FixedNetwork,
+    index: usize,
+    input: &'a Array2<i64>,
+    results: &'a [Array2<i64>],
+) -> Vec<ArrayView2<'a, i64>> {
+    let value = |&value: &usize| if value == 0 { input.view() } else { results[value - 1].view() };
+    network.steps()[index].inputs.iter().map(value).collect()
+}
+
+/// Runs the ensembles of `networks` on the shares of `input`, opens every step's result, and checks that
+/// truncation allows it. The error names the owner by its place.
+pub fn check_every_step(
+    seed: u64,
+    networks: &[FixedNetwork],
+    ensembles: &[Ensemble; 3],
+    input: &Array2<i64>,
+    shares: &[Shares<Z64>; 3],
+) -> Result<(), String> {
+    let opened = open_every_step(seed, networks, ensembles, shares)?;
+    for (owner, (network, results)) in networks.iter().zip(&opened).enumerate() {
+        for (index, result) in results.iter().enumerate() {
             network
-                .check_step(index, &inputs, result(index))
+                .check_step(index, &taken(network, index, input, results), result.view())
                 .map_err(|error| format!("owner {owner}: {error}"))?;
         }
     }
