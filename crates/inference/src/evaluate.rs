@@ -7,13 +7,13 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use concilium_mpc::conversion::sum_bits;
-use concilium_mpc::linear::rescale;
+use concilium_mpc::linear::{SharedMatrix, rescale};
 use concilium_mpc::release::Aggregate;
 use concilium_mpc::shares::AdditiveShare;
 use concilium_mpc::{
     Channel, MpcError, Party, PartyIndex, Shares, Stage, comparison, probability, selection, votes,
 };
-use concilium_network::program::{Messages, Operation, evaluate};
+use concilium_network::program::{MatrixProduct, Messages, Operation, evaluate};
 use concilium_ring::{Element, Z64};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Zip, s};
 
@@ -269,8 +269,12 @@ fn rescale_batch<C: Channel>(
     let rows = owners[batch[0].0].taken(batch[0].1, 0).rows();
     let size = |&(owner, step): &(usize, usize)| {
         let owner: &Owner<'_> = &owners[owner];
-        let affine = owner.operation(step).affine();
-        affine.map_or_else(|| owner.taken(step, 0).columns(), |affine| affine.outputs())
+        match owner.operation(step) {
+            Operation::MatrixProduct(product) => product.sizes()[2],
+            operation => {
+                operation.affine().map_or_else(|| owner.taken(step, 0).columns(), |affine| affine.outputs())
+            }
+        }
     };
     let sizes: Vec<usize> = batch.iter().map(size).collect();
     let mut terms = AdditiveShare::zeros(rows, sizes.iter().sum());
@@ -288,6 +292,9 @@ fn rescale_batch<C: Channel>(
                 let start = if party.index() == PartyIndex::ALL[0] { pieces.start } else { 0 };
                 add_pieces(hinges.own(), &pieces.changes, start, out);
             }
+            (_, Operation::MatrixProduct(product)) => {
+                add_matrix_products(product, value, owner.taken(step, 1), out);
+            }
             _ => add_products(value, owner.taken(step, 1), out),
         }
         let bound = owner.model.architecture().steps[step].bound_bits;
@@ -303,6 +310,34 @@ fn add_products(left: &Value, right: &Value, out: ArrayViewMut2<'_, Z64>) {
     Zip::from(out).and(x.own()).and(x.next()).and(y.own()).and(y.next()).for_each(
         |term, &x_own, &x_next, &y_own, &y_next| *term += x_own * (y_own + y_next) + x_next * y_own,
     );
+}
+
+/// Adds this server's term of the products of matrices, the same with sums over the inner dimension.
+fn add_matrix_products(
+    product: &MatrixProduct,
+    left: &Value,
+    right: &Value,
+    mut out: ArrayViewMut2<'_, Z64>,
+) {
+    for row in 0..left.rows() {
+        for group in 0..product.groups {
+            let [left_at, right_at, (start, [rows, columns])] = product.matrices(group);
+            let matrix = |component: ArrayView2<'_, Z64>, (start, [rows, columns]): (usize, [usize; 2])| {
+                let numbers = component.slice(s![row, start..start + rows * columns]).to_vec();
+                Array2::from_shape_vec((rows, columns), numbers).expect("the sizes were checked")
+            };
+            let shared = Shares::new(matrix(right.own(), right_at), matrix(right.next(), right_at));
+            let value = Shares::new(matrix(left.own(), left_at), matrix(left.next(), left_at));
+            let mut terms = AdditiveShare::zeros(rows, columns);
+            SharedMatrix::new(shared.own(), shared.next()).multiply_add(
+                value.own(),
+                value.next(),
+                terms.terms_mut().view_mut(),
+            );
+            let mut target = out.slice_mut(s![row, start..start + rows * columns]);
+            target.iter_mut().zip(terms.terms_mut().iter()).for_each(|(target, &term)| *target += term);
+        }
+    }
 }
 
 /// Adds this server's term of a function: a constant, and what was selected at each knot times a public

@@ -91,14 +91,23 @@ fn step_errors(
             let pieces = function.pieces(unit.log2().abs() as u32);
             errors[0].iter().map(|error| error * pieces.steepest + pieces.error).collect()
         }
-        // |â b̂ - a b| <= |â| |b̂ - b| + |b| |â - a|, and |b| <= |b̂| + |b̂ - b|.
-        Operation::Multiply => (0..errors[0].len())
-            .map(|place| {
-                let [left, right] = [0, 1].map(|value| magnitude(intervals[value][place], unit));
-                let [left_error, right_error] = [errors[0][place], errors[1][place]];
-                left * right_error + (right + right_error) * left_error
-            })
-            .collect(),
+        Operation::Multiply => {
+            (0..errors[0].len()).map(|place| product_error(errors, intervals, [place, place], unit)).collect()
+        }
+        Operation::MatrixProduct(product) => {
+            let mut results = Vec::with_capacity(product.sizes()[2]);
+            for group in 0..product.groups {
+                let [(left, [rows, inner]), (right, [_, columns]), _] = product.matrices(group);
+                for (row, column) in (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column))) {
+                    let terms = (0..inner).map(|place| {
+                        let places = [left + row * inner + place, right + place * columns + column];
+                        product_error(errors, intervals, places, unit)
+                    });
+                    results.push(terms.sum());
+                }
+            }
+            results
+        }
         Operation::Shift { positions, .. } => {
             let (rounded, real) = (&weights().rounded.bias, &weights().real.bias);
             let off = |channel: usize| (rounded[channel] as f64 * unit - real[channel]).abs();
@@ -109,6 +118,13 @@ fn step_errors(
             affine_errors(&affine, weights(), errors[0], intervals[0], unit)
         }
     }
+}
+
+/// |â b̂ - a b| <= |â| |b̂ - b| + |b| |â - a|, and |b| <= |b̂| + |b̂ - b|, for a number of each of two values.
+fn product_error(errors: &[&[f64]], intervals: &[&[Interval]], places: [usize; 2], unit: f64) -> f64 {
+    let [left, right] = [0, 1].map(|value| magnitude(intervals[value][places[value]], unit));
+    let [left_error, right_error] = [0, 1].map(|value| errors[value][places[value]]);
+    left * right_error + (right + right_error) * left_error
 }
 
 /// The largest magnitude of a number in an interval, as a real number.

@@ -14,7 +14,7 @@ use crate::{
     limits::{MINIMUM_WIDTH, RING_BITS},
     model::Network,
     program::{
-        Affine, Operation, Weights,
+        Affine, MatrixProduct, Operation, Weights,
         evaluate::{self, Linear},
     },
     quantise::{QuantiseError, Quantised},
@@ -201,16 +201,8 @@ fn bounds(
             });
             (results.collect(), Some(comparison_width(&differences)))
         }
-        Operation::Multiply => {
-            let product = |(left, right): (&Interval, &Interval)| {
-                let corners =
-                    [left.0, left.1].map(|a| [right.0, right.1].map(|b| i128::from(a) * i128::from(b)));
-                let corners = corners.as_flattened();
-                let ends = (corners.iter().min(), corners.iter().max());
-                Span(ends.0.copied().unwrap_or(0), ends.1.copied().unwrap_or(0))
-            };
-            (pairs().map(product).collect(), None)
-        }
+        Operation::Multiply => (pairs().map(|(&left, &right)| times(left, right)).collect(), None),
+        Operation::MatrixProduct(product) => (matrix_bounds(product, values[0], values[1]), None),
         Operation::Shift { positions, .. } => {
             let bias = &weights.expect("weights were quantised").bias;
             let summands: Vec<Span> = bias.iter().map(|&bias| (bias, bias).into()).collect();
@@ -221,6 +213,32 @@ fn bounds(
             (affine_bounds(&affine, weights.expect("weights were quantised"), values[0]), None)
         }
     }
+}
+
+/// Exact bounds of the product of two numbers.
+fn times(left: Interval, right: Interval) -> Span {
+    let corners = [left.0, left.1].map(|a| [right.0, right.1].map(|b| i128::from(a) * i128::from(b)));
+    let corners = corners.as_flattened();
+    let ends = (corners.iter().min(), corners.iter().max());
+    Span(ends.0.copied().unwrap_or(0), ends.1.copied().unwrap_or(0))
+}
+
+/// Exact bounds of the products of the matrices of two values.
+fn matrix_bounds(product: &MatrixProduct, left: &[Interval], right: &[Interval]) -> Vec<Span> {
+    let mut bounds = Vec::with_capacity(product.sizes()[2]);
+    for group in 0..product.groups {
+        let [(left_start, [rows, inner]), (right_start, [_, columns]), _] = product.matrices(group);
+        for row in 0..rows {
+            for column in 0..columns {
+                let terms = (0..inner).map(|place| {
+                    let left = left[left_start + row * inner + place];
+                    times(left, right[right_start + place * columns + column])
+                });
+                bounds.push(terms.fold(Span::ZERO, Span::plus));
+            }
+        }
+    }
+    bounds
 }
 
 /// Bounds of max(x + a, 0) - max(x + b, 0), which is how values are clipped: never outside of 0 and

@@ -1,10 +1,10 @@
 //! The meaning of each operation on real numbers and on integers modulo 2^64.
 
 use concilium_ring::{Element, Z64};
-use ndarray::{Array2, ArrayView2, ArrayView3, Axis, Zip, linalg::general_mat_mul};
+use ndarray::{Array1, Array2, ArrayView2, ArrayView3, Axis, Zip, linalg::general_mat_mul, s};
 use zeroize::Zeroize;
 
-use super::{Affine, Function, Operation, Weights, uses};
+use super::{Affine, Function, MatrixProduct, Operation, Weights, uses};
 
 /// Numbers of the gathered windows that are held at a time.
 const WINDOW_ELEMENTS: usize = 1 << 20;
@@ -211,6 +211,31 @@ pub fn spread<T: Linear>(values: ArrayView2<'_, T>, summands: &[T]) -> Array2<T>
     })
 }
 
+/// The products of the matrices of two values, not rescaled.
+fn matrix_product<T: Number>(
+    product: &MatrixProduct,
+    left: ArrayView2<'_, T>,
+    right: ArrayView2<'_, T>,
+) -> Array2<T> {
+    let mut result = Array2::from_elem((left.nrows(), product.sizes()[2]), T::ZERO);
+    for row in 0..left.nrows() {
+        for group in 0..product.groups {
+            let [left_at, right_at, (start, [rows, columns])] = product.matrices(group);
+            let factors = [(left.row(row), left_at), (right.row(row), right_at)].map(
+                |(numbers, (start, [rows, columns]))| {
+                    let numbers = numbers.slice_move(s![start..start + rows * columns]);
+                    let matrix = Array1::from_iter(numbers.iter().copied());
+                    matrix.into_shape_with_order((rows, columns)).expect("the sizes were checked")
+                },
+            );
+            let matrix = T::product(factors[0].view(), factors[1].view());
+            let mut target = result.slice_mut(s![row, start..start + rows * columns]);
+            target.iter_mut().zip(matrix).for_each(|(target, number)| *target = number);
+        }
+    }
+    result
+}
+
 /// The result of an operation before it is rescaled. `fractional_bits` matters for integers only.
 ///
 /// # Panics
@@ -234,6 +259,7 @@ pub fn exact<T: Number>(
         Operation::Relu => values[0].mapv(|value| if value < T::ZERO { T::ZERO } else { value }),
         Operation::Maximum => pairwise(|left, right| if left < right { right } else { left }),
         Operation::Multiply => pairwise(T::times),
+        Operation::MatrixProduct(product) => matrix_product(product, values[0], values[1]),
         Operation::Step => {
             values[0].mapv(|value| if value < T::ZERO { T::ZERO } else { T::one(fractional_bits) })
         }

@@ -67,6 +67,8 @@ pub enum Operation {
     },
     /// The products of the numbers of two values of one size.
     Multiply,
+    /// The products of matrices of one value with those of another.
+    MatrixProduct(MatrixProduct),
     /// Replaces negative numbers by zero.
     Relu,
     /// The larger of the numbers of two values of one size.
@@ -75,6 +77,57 @@ pub enum Operation {
     Step,
     /// A smooth function of each number, by straight pieces.
     Function(Function),
+}
+
+/// Products of the matrices of two values: `[groups, rows, inner]` times `[groups, inner, columns]` is
+/// `[groups, rows, columns]`. Each sum of products is rescaled once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MatrixProduct {
+    /// Products side by side.
+    pub groups: usize,
+    /// Rows of a matrix of the first value and of a product.
+    pub rows: usize,
+    /// Columns of a matrix of the first value, rows of one of the second.
+    pub inner: usize,
+    /// Columns of a matrix of the second value and of a product.
+    pub columns: usize,
+}
+
+impl MatrixProduct {
+    /// Numbers of the first value, of the second one and of the result, for sizes within the limits.
+    #[must_use]
+    pub fn sizes(&self) -> [usize; 3] {
+        let Self { groups, rows, inner, columns } = *self;
+        [groups * rows * inner, groups * inner * columns, groups * rows * columns]
+    }
+
+    /// Where the matrix of the first value, of the second one and of the result begins for a group, and its
+    /// shape.
+    #[must_use]
+    pub fn matrices(&self, group: usize) -> [(usize, [usize; 2]); 3] {
+        let Self { rows, inner, columns, .. } = *self;
+        [[rows, inner], [inner, columns], [rows, columns]].map(|shape| (group * shape[0] * shape[1], shape))
+    }
+
+    /// Checks every number; afterwards no size overflows.
+    fn check(&self, step: usize) -> Result<(), ProgramError> {
+        let Self { groups, rows, inner, columns } = *self;
+        for (name, found) in [
+            ("number of matrices", groups),
+            ("number of rows", rows),
+            ("number of rows of the second matrix", inner),
+            ("number of columns", columns),
+            ("size of the first matrices", groups.saturating_mul(rows).saturating_mul(inner)),
+            ("size of the second matrices", groups.saturating_mul(inner).saturating_mul(columns)),
+            ("size of the products", groups.saturating_mul(rows).saturating_mul(columns)),
+        ] {
+            if !(1..=MAXIMUM_SIZE).contains(&found) {
+                return Err(ProgramError::Limit { step, name, found, minimum: 1, maximum: MAXIMUM_SIZE });
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The messages that the servers exchange for a step.
@@ -116,6 +169,7 @@ impl Operation {
             Self::Sum(_) => "sum",
             Self::Combine { .. } => "combine",
             Self::Multiply => "multiply",
+            Self::MatrixProduct(_) => "matrix product",
             Self::Relu => "relu",
             Self::Maximum => "maximum",
             Self::Step => "step",
@@ -129,6 +183,7 @@ impl Operation {
                 Function::Silu => "silu",
                 Function::Mish => "mish",
                 Function::NegativeExponential => "exponential",
+                Function::Reciprocal => "reciprocal",
             },
         }
     }
@@ -138,7 +193,9 @@ impl Operation {
     pub fn messages(&self) -> Messages {
         match self {
             Self::Shift { .. } | Self::Gather(_) | Self::Sum(_) | Self::Combine { .. } => Messages::None,
-            Self::Dense { .. } | Self::Convolution(_) | Self::Multiply => Messages::Rescaling,
+            Self::Dense { .. } | Self::Convolution(_) | Self::Multiply | Self::MatrixProduct(_) => {
+                Messages::Rescaling
+            }
             Self::Relu | Self::Maximum | Self::Step => Messages::Comparison,
             Self::Function(_) => Messages::ComparisonAndRescaling,
         }
@@ -182,7 +239,7 @@ impl Operation {
         let expected = match self {
             Self::Gather(_) => arriving.len().clamp(1, MAXIMUM_INPUTS),
             Self::Combine { coefficients } => coefficients.len().clamp(1, MAXIMUM_INPUTS),
-            Self::Multiply | Self::Maximum => 2,
+            Self::Multiply | Self::MatrixProduct(_) | Self::Maximum => 2,
             _ => 1,
         };
         if arriving.len() != expected {
@@ -233,6 +290,15 @@ impl Operation {
                 takes(arriving[1])?;
                 Ok(size)
             }
+            Self::MatrixProduct(product) => {
+                product.check(step)?;
+                let [left, right, result] = product.sizes();
+                takes(left)?;
+                if right != arriving[1] {
+                    return Err(ProgramError::Inputs { step, found: right, expected: arriving[1] });
+                }
+                Ok(result)
+            }
             Self::Relu | Self::Step | Self::Function(_) => Ok(size),
         }
     }
@@ -250,6 +316,7 @@ impl Operation {
         match self {
             Self::Sum(windows) => Affine::convolution(*windows).work(),
             Self::Function(function) => size.saturating_mul(function.comparisons()),
+            Self::MatrixProduct(product) => size.saturating_mul(product.inner),
             _ => self.affine().map_or(size, |affine| affine.work()),
         }
     }
