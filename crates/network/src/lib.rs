@@ -55,8 +55,10 @@ pub use architecture::{Architecture, ArchitectureError, StepShape};
 pub use check::Check;
 pub use ending::Ending;
 pub use fixed::{FixedNetwork, FixedStep, Rounding, StepError};
-pub use import::{Extract, ImportError, extract_file, import, import_file};
+pub use import::{
+    Extract, ImportError, ImportOptions, extract_file, import, import_file, import_file_with, import_with,
+};
 pub use input::{InputDomain, InputError};
 pub use model::{Network, NetworkError, Step, argmax};
-pub use program::{Convolution, Function, Operation, ProgramError, Weights};
+pub use program::{Convolution, Function, MatrixProduct, Operation, ProgramError, Weights};
 pub use quantise::{QuantiseError, choose_fractional_bits, quantise};

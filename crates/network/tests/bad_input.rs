@@ -395,7 +395,7 @@ fn inputs_that_are_no_single_tensor_of_known_shape() {
 
     let mut two = model(&[2], vec![node("Add", &["x", "z"], "y")], vec![]);
     two.graph.as_mut().unwrap().input.push(value_info("z", &[None, Some(2)]));
-    assert!(refusal(&two).to_string().contains("2 inputs (\"x\", \"z\")"));
+    assert!(refusal(&two).to_string().contains("2 inputs of the model (\"x\", \"z\")"));
 }
 
 #[test]

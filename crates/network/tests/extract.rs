@@ -9,7 +9,7 @@ use std::{fs, path::Path};
 
 use common::{floats, model, node, small_model, typed};
 use concilium_network::{
-    extract_file, import, import_file,
+    ImportOptions, extract_file, import, import_file,
     onnx::{DATA_LOCATION_EXTERNAL, ModelProto, StringStringEntryProto, data_type},
 };
 use ndarray::array;
@@ -32,7 +32,7 @@ fn what_the_scores_do_not_depend_on_is_left_out() {
     graph.output.insert(0, typed("beside", data_type::INT64, None));
     let path = written(folder.path(), &whole);
 
-    let extract = extract_file(&path).unwrap();
+    let extract = extract_file(&path, &ImportOptions::default()).unwrap();
     assert_eq!((&extract.sample_shape[..], extract.batch), (&[3][..], None));
     let part = ModelProto::decode(&extract.bytes[..]).unwrap().graph.unwrap();
     let names = |graph: &concilium_network::onnx::GraphProto| {
@@ -64,7 +64,7 @@ fn weights_in_other_files_are_in_the_part() {
         vec![StringStringEntryProto { key: "location".to_owned(), value: "w.bin".to_owned() }];
     let whole = model(&[3], vec![node("MatMul", &["x", "w"], "y")], vec![weights]);
     let path = written(folder.path(), &whole);
-    let extract = extract_file(&path).unwrap();
+    let extract = extract_file(&path, &ImportOptions::default()).unwrap();
     let rows = array![[1.0, 2.0, 3.0]];
     // Without a folder, other files could not be read.
     assert_eq!(import(&extract.bytes).unwrap().evaluate(rows.view()), array![[8.0, -9.5]]);
@@ -76,7 +76,7 @@ fn files_that_cannot_be_planned_are_refused_as_in_import() {
     let folder = tempfile::tempdir().unwrap();
     let refused = |model: &ModelProto| {
         let path = written(folder.path(), model);
-        let refusal = extract_file(&path).err().map(|error| error.to_string());
+        let refusal = extract_file(&path, &ImportOptions::default()).err().map(|error| error.to_string());
         assert_eq!(refusal, import_file(&path).err().map(|error| error.to_string()));
         refusal.expect("it is refused")
     };

@@ -120,7 +120,6 @@ const REFUSED: &[(&str, &[&str])] = &[
     ("unsupported_runtime_fused", &["FusedGemm"]),
     ("unsupported_lstm", &["LSTM"]),
     ("unsupported_layer_norm", &["LayerNormalization"]),
-    ("unsupported_softmax_inside", &["Softmax"]),
 ];
 
 #[test]

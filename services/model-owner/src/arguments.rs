@@ -51,6 +51,9 @@ pub struct CheckArguments {
     /// The model.
     #[arg(value_name = "MODEL.onnx")]
     pub model: PathBuf,
+    /// Output that holds the scores of the classes, where several could.
+    #[arg(long, value_name = "NAME")]
+    pub output: Option<String>,
     /// Check against this task: of the servers, or of the task file if one is given.
     #[arg(long, value_name = "TASK", conflicts_with = "input_minimum")]
     pub task: Option<String>,
@@ -106,6 +109,9 @@ pub struct ShareArguments {
     /// Name of the model, of the characters a-z, 0-9 and -; otherwise the file's name.
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
+    /// Output that holds the scores of the classes, where several could.
+    #[arg(long, value_name = "NAME")]
+    pub output: Option<String>,
     /// Withdraw a ready model of the same name and share this one instead.
     #[arg(long)]
     pub replace: bool,
@@ -163,6 +169,7 @@ Examples:
   concilium-owner check model.onnx --task-file tasks.toml --task heart
   concilium-owner check model.onnx --input-minimum 0,-1.5 --input-maximum 4254,1.5
   concilium-owner check model.onnx --inputs test-rows.npy --json report.json
+  concilium-owner check two-heads.onnx --output species
 
 Exit code 0: the model may be shared. 2: it is refused, the reason is on standard error.";
 

@@ -28,7 +28,7 @@ use concilium_client_library::{
     operations::Servers,
     terminal::{Failure, FailureClass, Output},
 };
-use concilium_network::{Check, Network, import_file, quantise};
+use concilium_network::{Check, ImportOptions, Network, import_file_with, quantise};
 use indicatif::{ProgressBar, ProgressStyle};
 use rand::{TryRng as _, rngs::SysRng};
 
@@ -90,8 +90,9 @@ impl From<TargetError> for Failure {
     }
 }
 
-fn import(path: &Path) -> Result<Network, Failure> {
-    import_file(path).map_err(|error| Failure::from(error).context(path.display()))
+fn import(path: &Path, output: Option<&String>) -> Result<Network, Failure> {
+    import_file_with(path, &ImportOptions::with_output(output.cloned()))
+        .map_err(|error| Failure::from(error).context(path.display()))
 }
 
 async fn run_check(
@@ -127,7 +128,7 @@ async fn check(
     found: &mut Found,
     output: &mut Output<StdoutLock<'static>>,
 ) -> Result<(), Failure> {
-    let network = import(&arguments.model)?;
+    let network = import(&arguments.model, arguments.output.as_ref())?;
     let inputs = arguments.inputs.as_ref().map(|path| read_rows(path, network.input_features())).transpose();
     let inputs = inputs.map_err(|error| Failure::new(FailureClass::Input, &error))?;
     let target = match (&arguments.task, &arguments.task_file) {
@@ -188,7 +189,8 @@ async fn check(
     let shown = found.run.insert(shown.map_err(|error| Failure::new(FailureClass::Input, &error))?);
     let ending = network.origin().map(|origin| origin.ending).unwrap_or_default();
     let logits = [&shown.logits, &shown.fixed_logits, &shown.exact_logits];
-    let outputs = oracle::compare(logits, ending, oracle::evaluate(&arguments.model, rows.view()));
+    let options = ImportOptions::with_output(arguments.output.clone());
+    let outputs = oracle::compare(logits, ending, oracle::evaluate(&arguments.model, &options, rows.view()));
     report::secure_run(check, shown, found.outputs.insert(outputs), &origin, output)
 }
 
@@ -207,7 +209,11 @@ async fn run_share(
     output: &mut Output<StdoutLock<'static>>,
 ) -> Result<(), Failure> {
     let names = names(arguments)?;
-    let networks = arguments.models.iter().map(|path| import(path)).collect::<Result<Vec<_>, _>>()?;
+    let networks = arguments
+        .models
+        .iter()
+        .map(|path| import(path, arguments.output.as_ref()))
+        .collect::<Result<Vec<_>, _>>()?;
     let connection = connect(config)?;
     let task = connection.task(&arguments.task).await?;
     // None is sent unless all can be.

@@ -9,7 +9,7 @@ use std::{
     path::Path,
 };
 
-use concilium_network::{Ending, Extract, argmax, extract_file};
+use concilium_network::{Ending, Extract, ImportOptions, argmax, extract_file};
 use ndarray::{Array1, Array2, ArrayView2};
 use tract_onnx::prelude::{
     DatumType, Framework as _, InferenceFact, InferenceModelExt as _, IntoRunnable as _, IntoTValue as _,
@@ -98,12 +98,16 @@ fn largest_difference(left: &Array2<f64>, right: &Array2<f64>) -> f64 {
     left.iter().zip(right).map(|(left, right)| (left - right).abs()).fold(0.0, f64::max)
 }
 
-/// The outputs of the model in `path` for `rows` `[rows, features]`: `[rows, numbers of an output]`.
+/// The outputs of the model in `path`, as its owner has chosen them, for `rows` `[rows, features]`: `[rows, numbers of an output]`.
 ///
 /// # Errors
 /// Why tract cannot evaluate the file, in a line; that says nothing about whether it can be shared.
-pub fn evaluate(path: &Path, rows: ArrayView2<'_, f64>) -> Result<Array2<f64>, String> {
-    let extract = extract_file(path).map_err(|error| error.to_string())?;
+pub fn evaluate(
+    path: &Path,
+    options: &ImportOptions,
+    rows: ArrayView2<'_, f64>,
+) -> Result<Array2<f64>, String> {
+    let extract = extract_file(path, options).map_err(|error| error.to_string())?;
     // What tract takes for impossible ends in a panic here and there, which is no news of this program's.
     let hook = take_hook();
     set_hook(Box::new(|_| {}));

@@ -6,7 +6,7 @@
 
 use std::{cell::Cell, rc::Rc};
 
-use ndarray::{Array1, Axis, Ix1, Ix2, Ix3};
+use ndarray::{Array1, Array2, Axis, Ix1, Ix2, Ix3};
 
 use super::{ImportError, budget::Budget, builder::Builder, error::escaped};
 use crate::{erase::Erasing, limits::MAXIMUM_SIZE, program::Convolution};
@@ -23,6 +23,14 @@ pub(super) enum Map {
     Dense {
         weights: Erasing<Ix2>,
         bias: Erasing<Ix1>,
+    },
+    /// `[groups, rows, inner]`, each row times its group's matrix: `[groups, rows, outer]`.
+    Rows {
+        rows: usize,
+        /// `[groups, inner, outer]`.
+        matrices: Erasing<Ix3>,
+        /// `[groups, outer]`.
+        bias: Erasing<Ix2>,
     },
     /// A convolution: for each group a matrix, and a bias for each output channel.
     Windows {
@@ -111,6 +119,11 @@ impl Activation {
                 builder.value(self, budget)?;
             }
         }
+        if let (_, Map::Rows { rows, matrices, .. }) = self.composed()
+            && !(repeats(scale, *rows, matrices.dim().2) && repeats(shift, *rows, matrices.dim().2))
+        {
+            builder.value(self, budget)?;
+        }
         let (base, map) = self.composed();
         let mut name = escaped(node);
         let map = match map {
@@ -132,6 +145,17 @@ impl Activation {
                 Map::Dense {
                     weights: Erasing::new(&**weights * scale),
                     bias: Erasing::new(&**bias * scale + shift),
+                }
+            }
+            Map::Rows { rows, matrices, bias } => {
+                budget.charge(matrices.len() + bias.len(), node)?;
+                name = self.pending.name.clone();
+                let (scale, shift) = (first_rows(scale, *rows, bias), first_rows(shift, *rows, bias));
+                let factors = scale.view().insert_axis(Axis(1));
+                Map::Rows {
+                    rows: *rows,
+                    matrices: Erasing::new(&**matrices * &factors),
+                    bias: Erasing::new(&**bias * &*scale + &*shift),
                 }
             }
             Map::Windows { convolution, matrices, bias } => {
@@ -168,12 +192,12 @@ impl Activation {
     ) -> Result<Self, ImportError> {
         let (inner, outputs) = weights.dim();
         check_size(outputs)?;
-        if let (_, Map::Windows { .. }) = self.composed() {
+        if let (_, Map::Windows { .. } | Map::Rows { .. }) = self.composed() {
             builder.value(self, budget)?;
         }
         let (base, map) = self.composed();
         let (weights, bias) = match map {
-            Map::Identity | Map::Windows { .. } => (weights, bias),
+            Map::Identity | Map::Windows { .. } | Map::Rows { .. } => (weights, bias),
             Map::Diagonal { scale, shift } => {
                 budget.charge_product(inner, 1, outputs, node)?;
                 let bias = Erasing::new(shift.dot(&*weights) + &*bias);
@@ -190,6 +214,68 @@ impl Activation {
             }
         };
         Ok(Self::pending(base, shape, Map::Dense { weights, bias }, escaped(node)))
+    }
+
+    /// Each of `rows` rows of each group times the group's matrix, plus its bias, of shape `[batch, shape...]`.
+    /// `matrices` is `[groups, inner, outer]`, `bias` `[groups, outer]`.
+    pub(super) fn multiplied_rows(
+        &self,
+        builder: &mut Builder,
+        rows: usize,
+        (mut matrices, mut bias): (Erasing<Ix3>, Erasing<Ix2>),
+        shape: Vec<usize>,
+        budget: &mut Budget,
+        node: &str,
+    ) -> Result<Self, ImportError> {
+        let (groups, inner, outer) = matrices.dim();
+        check_size(groups.saturating_mul(rows).saturating_mul(outer))?;
+        if groups == 1 && rows == 1 {
+            let weights = Erasing::new(matrices.index_axis(Axis(0), 0).to_owned());
+            let bias = Erasing::new(bias.index_axis(Axis(0), 0).to_owned());
+            return self.multiplied(builder, weights, bias, shape, budget, node);
+        }
+        let composes = match self.composed().1 {
+            Map::Identity => true,
+            Map::Diagonal { scale, shift } => repeats(scale, rows, inner) && repeats(shift, rows, inner),
+            Map::Rows { rows: own, matrices: before, .. } => *own == rows && before.dim().0 == groups,
+            Map::Dense { .. } | Map::Windows { .. } => false,
+        };
+        if !composes {
+            builder.value(self, budget)?;
+        }
+        let (base, map) = self.composed();
+        match map {
+            Map::Identity | Map::Dense { .. } | Map::Windows { .. } => {}
+            Map::Diagonal { scale, shift } => {
+                budget.charge_product(groups * inner, 1, outer, node)?;
+                for group in 0..groups {
+                    let first = |values: &Array1<f64>| -> Erasing<Ix1> {
+                        Erasing::new(values.iter().skip(group * rows * inner).take(inner).copied().collect())
+                    };
+                    let (scale, shift) = (first(scale), first(shift));
+                    let mut matrix = matrices.index_axis_mut(Axis(0), group);
+                    let mut bias = bias.row_mut(group);
+                    bias += &shift.dot(&matrix);
+                    for (mut row, &factor) in matrix.outer_iter_mut().zip(scale.iter()) {
+                        row *= factor;
+                    }
+                }
+            }
+            Map::Rows { matrices: before, bias: before_bias, .. } => {
+                let width = before.dim().1;
+                budget.charge_product(groups * (width + 1), inner, outer, node)?;
+                let mut product = Erasing::new(ndarray::Array3::zeros((groups, width, outer)));
+                for group in 0..groups {
+                    let matrix = matrices.index_axis(Axis(0), group);
+                    let mut bias = bias.row_mut(group);
+                    bias += &before_bias.row(group).dot(&matrix);
+                    let composed = Erasing::new(before.index_axis(Axis(0), group).dot(&matrix));
+                    product.index_axis_mut(Axis(0), group).assign(&composed);
+                }
+                matrices = product;
+            }
+        }
+        Ok(Self::pending(base, shape, Map::Rows { rows, matrices, bias }, escaped(node)))
     }
 
     /// Two logits for a single score `z`: column 0 is `factors[0] · z`, column 1 `factors[1] · z`.
@@ -215,4 +301,16 @@ pub(super) fn check_size(size: usize) -> Result<(), ImportError> {
 /// True when values are constant over runs of `positions`.
 pub(super) fn uniform(values: &Array1<f64>, positions: usize) -> bool {
     (0..values.len()).all(|index| values[index].to_bits() == values[index - index % positions].to_bits())
+}
+
+/// True when values `[groups, rows, width]` are the same for every row of a group.
+fn repeats(values: &Array1<f64>, rows: usize, width: usize) -> bool {
+    let first = |index: usize| index / (rows * width) * (rows * width) + index % width;
+    (0..values.len()).all(|index| values[index].to_bits() == values[first(index)].to_bits())
+}
+
+/// Of values `[groups, rows, outer]` the first row of each group, in the shape of `bias`.
+fn first_rows(values: &Array1<f64>, rows: usize, bias: &Array2<f64>) -> Erasing<Ix2> {
+    let outer = bias.ncols();
+    Erasing::new(Array2::from_shape_fn(bias.dim(), |(group, column)| values[group * rows * outer + column]))
 }

@@ -13,7 +13,7 @@ use crate::{
     erase::Erasing,
     limits::MAXIMUM_STEPS,
     model::Step,
-    program::{Convolution, Function, Gather, Operation, Piece, Weights},
+    program::{Convolution, Function, Gather, MatrixProduct, Operation, Piece, Weights, gather},
 };
 
 /// The steps so far.
@@ -39,6 +39,11 @@ impl Builder {
             Map::Dense { weights, bias } => {
                 budget.charge(weights.len() + bias.len(), name)?;
                 Step::dense(name, *base, (**weights).clone(), (**bias).clone())
+            }
+            Map::Rows { rows, matrices, bias } => {
+                let value = self.rows(*base, *rows, matrices, bias, name, budget)?;
+                made.set(Some(value));
+                return Ok(value);
             }
             Map::Windows { convolution, matrices, bias } => {
                 budget.charge(matrices.len() + bias.len(), name)?;
@@ -70,6 +75,44 @@ impl Builder {
         let value = self.push(step)?;
         made.set(Some(value));
         Ok(value)
+    }
+
+    /// Rows times matrices: windows of one row each, whose results stand one channel after the other and are
+    /// put in order without messages.
+    fn rows(
+        &mut self,
+        base: usize,
+        rows: usize,
+        matrices: &Array3<f64>,
+        bias: &Array2<f64>,
+        name: &str,
+        budget: &mut Budget,
+    ) -> Result<usize, ImportError> {
+        let (groups, inner, outer) = matrices.dim();
+        check_size(groups * rows * inner)?;
+        budget.charge(matrices.len() + bias.len(), name)?;
+        let convolution = Convolution {
+            channels: [groups, groups * outer],
+            groups,
+            size: [rows, inner],
+            kernel: [1, inner],
+            strides: [1; 2],
+            dilations: [1; 2],
+            pads: [0; 4],
+        };
+        let value = self.push(Step {
+            name: name.to_owned(),
+            inputs: vec![base],
+            operation: Operation::Convolution(convolution),
+            weights: Some(Weights { matrices: matrices.clone(), bias: bias.iter().copied().collect() }),
+        })?;
+        if rows == 1 || outer == 1 {
+            return Ok(value);
+        }
+        let axes = [(groups, outer * rows), (rows, 1), (outer, rows)];
+        let axes = axes.map(|(count, stride)| gather::Axis::Regular(count, stride as i64)).to_vec();
+        let pieces = vec![Piece { value: 0, offset: 0, axes }];
+        self.push(Step::plain(name, vec![value], Operation::Gather(Gather { pieces })))
     }
 
     fn combine(&mut self, values: &[usize], coefficients: &[i64], name: &str) -> Result<usize, ImportError> {
@@ -114,6 +157,21 @@ impl Builder {
         let values = vec![self.value(left, budget)?, self.value(right, budget)?];
         let value = self.push(Step::plain(&escaped(node), values, operation))?;
         Ok(Activation::of_value(value, left.shape.clone()))
+    }
+
+    /// The products of the matrices of two values, of shape `shape`.
+    pub(super) fn matrix_product(
+        &mut self,
+        product: MatrixProduct,
+        [left, right]: [&Activation; 2],
+        shape: Vec<usize>,
+        budget: &mut Budget,
+        node: &str,
+    ) -> Result<Activation, ImportError> {
+        check_size(shape.iter().product())?;
+        let values = vec![self.value(left, budget)?, self.value(right, budget)?];
+        let value = self.push(Step::plain(&escaped(node), values, Operation::MatrixProduct(product)))?;
+        Ok(Activation::of_value(value, shape))
     }
 
     /// The sum of each window of each channel of `activation`, of shape `shape`.

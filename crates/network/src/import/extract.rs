@@ -8,7 +8,7 @@ use std::{collections::HashSet, path::Path};
 use prost::Message as _;
 use zeroize::{Zeroize as _, Zeroizing};
 
-use super::{ErasedOnDrop, ImportError, graph, graph::Plan, open, read};
+use super::{ErasedOnDrop, ImportError, ImportOptions, graph, graph::Plan, open, read};
 use crate::onnx::{GraphProto, ModelProto};
 
 /// A model without what its scores do not depend on.
@@ -25,12 +25,12 @@ pub struct Extract {
 /// are kept in files beside it, into one file with one input and one output.
 ///
 /// # Errors
-/// As [`import_file`](super::import_file) for a file that cannot be read; operators are not looked at.
-pub fn extract_file(path: impl AsRef<Path>) -> Result<Extract, ImportError> {
+/// As [`import_file_with`](super::import_file_with) for a file that cannot be read; operators are not looked at.
+pub fn extract_file(path: impl AsRef<Path>, options: &ImportOptions) -> Result<Extract, ImportError> {
     let (bytes, folder) = read(path.as_ref())?;
     let (mut model, _) = open(&bytes, folder.as_deref())?;
     let graph = model.0.graph.as_ref().expect("a model that is opened has a graph");
-    let plan = graph::plan(graph)?;
+    let plan = graph::plan(graph, options.output.as_deref())?;
     let (sample_shape, batch) = graph::input_shape(&graph.input[plan.input])?;
     let bytes = encode(&part(&mut model, &plan));
     Ok(Extract { bytes, sample_shape, batch })

@@ -38,10 +38,10 @@ pub(super) struct Plan {
     pub(super) input: usize,
 }
 
-/// Plans the evaluation of `graph`.
-pub(super) fn plan(graph: &GraphProto) -> Result<Plan, ImportError> {
+/// Plans the evaluation of `graph`, whose scores are the output `chosen` if one is.
+pub(super) fn plan(graph: &GraphProto, chosen: Option<&str>) -> Result<Plan, ImportError> {
     let providers = providers(graph)?;
-    let output = scores(graph, &providers)?;
+    let output = scores(graph, &providers, chosen)?;
     let needed = needed(graph, &providers, &output)?;
     let order = order(graph, &providers, &needed.nodes)?;
     let input = match needed.inputs.as_slice() {
@@ -55,7 +55,8 @@ pub(super) fn plan(graph: &GraphProto) -> Result<Plan, ImportError> {
         }
         several => {
             let reason = format!(
-                "the model has {} inputs ({}); join the features to one input before export",
+                "the scores depend on {} inputs of the model ({}); join the features to one input before \
+                 export, and make whatever is no feature a constant",
                 several.len(),
                 names(several.iter().map(|&index| &graph.input[index]))
             );
@@ -103,9 +104,23 @@ fn providers(graph: &GraphProto) -> Result<HashMap<String, Provider>, ImportErro
 }
 
 /// Name of the output that holds the scores `[batch, classes]`.
-fn scores(graph: &GraphProto, providers: &HashMap<String, Provider>) -> Result<String, ImportError> {
+fn scores(
+    graph: &GraphProto,
+    providers: &HashMap<String, Provider>,
+    chosen: Option<&str>,
+) -> Result<String, ImportError> {
+    if let Some(chosen) = chosen
+        && !graph.output.iter().any(|output| output.name == chosen)
+    {
+        let reason = format!(
+            "the model has no output {}; choose one of {} with --output NAME",
+            quoted(chosen),
+            names(graph.output.iter())
+        );
+        return Err(ImportError::Output { reason });
+    }
     let mut candidates: Vec<(&ValueInfoProto, String)> = Vec::new();
-    for output in &graph.output {
+    for output in graph.output.iter().filter(|output| chosen.is_none_or(|chosen| output.name == chosen)) {
         let tensor = output.r#type.as_ref().and_then(|kind| kind.tensor_type.as_ref());
         let collection = output
             .r#type
@@ -126,23 +141,43 @@ fn scores(graph: &GraphProto, providers: &HashMap<String, Provider>) -> Result<S
         }
     }
     match candidates.as_slice() {
-        [(_, name)] => Ok(name.clone()),
+        [(_, name)] => Ok(votes(graph, providers).unwrap_or_else(|| name.clone())),
         [] => Err(ImportError::Output {
             reason: format!(
-                "none of the outputs ({}) holds real numbers; the model needs an output of logits \
+                "none of the outputs ({}) that could be chosen holds real numbers; the model needs an output of logits \
                  or probabilities [batch, classes], not only labels",
                 names(graph.output.iter())
             ),
         }),
         several => Err(ImportError::Output {
             reason: format!(
-                "{} outputs ({}) could be the scores of the classes; export the model with one \
-                 output of logits or probabilities [batch, classes]",
+                "{} outputs ({}) could be the scores of the classes; choose one with --output NAME, or \
+                 export the model with one output of logits or probabilities [batch, classes]",
                 several.len(),
                 names(several.iter().map(|(output, _)| *output))
             ),
         }),
     }
+}
+
+/// The scores of a support vector machine whose labels are an output too. They are not what its converters make of
+/// them, the decisions of all pairs mixed into numbers that only order the classes nearly as the labels do.
+fn votes(graph: &GraphProto, providers: &HashMap<String, Provider>) -> Option<String> {
+    graph.output.iter().find_map(|output| {
+        let mut name = &output.name;
+        for _ in 0..MAXIMUM_RANK {
+            let Some(Provider::Node { node, output }) = providers.get(name) else { return None };
+            let node = &graph.node[*node];
+            match node.op_type.as_str() {
+                "Identity" | "Cast" if node.domain != MACHINE_LEARNING_DOMAIN => name = node.input.first()?,
+                "SVMClassifier" if node.domain == MACHINE_LEARNING_DOMAIN && *output == 0 => {
+                    return node.output.get(1).filter(|name| !name.is_empty()).cloned();
+                }
+                _ => return None,
+            }
+        }
+        None
+    })
 }
 
 fn zip_map_input(graph: &GraphProto, providers: &HashMap<String, Provider>, output: &str) -> Option<String> {

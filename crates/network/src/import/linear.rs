@@ -1,12 +1,10 @@
 //! Operators that become part of an affine layer.
 
-use ndarray::{Array1, Array2, ArrayD, Ix1, Ix2, IxDyn};
+use ndarray::{Array1, ArrayD, IxDyn};
 
 use super::{
-    ImportError,
     activation::Activation,
     constant::{self, Arithmetic, refuse_zero},
-    error::quoted,
     layout,
     node::Node,
     value::{DIVISOR_DEPENDS_ON_THE_INPUT, Failure, Value, list, mismatch, unsupported},
@@ -93,72 +91,6 @@ pub(super) fn negate(node: &mut Node<'_>) -> Result<Value, Failure> {
     }
 }
 
-/// `Gemm`: alpha · A · B + beta · C.
-pub(super) fn gemm(node: &mut Node<'_>) -> Result<Value, Failure> {
-    let (activation, weights) = match (node.input(0)?, node.input(1)?) {
-        (Value::Activation(activation), Value::Float(weights)) => (activation, weights),
-        (left, right) => return not_a_layer(&left, &right),
-    };
-    if node.integer_attribute("transA", 0) != 0 {
-        return unsupported("transA mixes the samples of a batch; export with transA = 0");
-    }
-    let alpha = node.float_attribute("alpha", 1.0)?;
-    let beta = node.float_attribute("beta", 1.0)?;
-    let weights = matrix(&weights, node)?;
-    let weights = if node.integer_attribute("transB", 0) == 0 {
-        Erasing::new(&*weights * alpha)
-    } else {
-        Erasing::new(weights.t().as_standard_layout().into_owned() * alpha)
-    };
-    let features = match activation.shape.as_slice() {
-        [features] => *features,
-        shape => {
-            return mismatch(node.name, "[batch, features]", format!("[batch, {}]", list(shape)));
-        }
-    };
-    check_inner(node.name, features, weights.nrows())?;
-    let outputs = weights.ncols();
-    let bias = match node.optional(2) {
-        None => Array1::zeros(outputs),
-        Some(Value::Float(bias)) => {
-            let bias = bias.broadcast(IxDyn(&[1, outputs])).filter(|_| bias.ndim() <= 2);
-            match bias.map(|bias| bias.iter().map(|&value| value * beta).collect()) {
-                Some(bias) => bias,
-                None => {
-                    let found = node.input(2)?.description();
-                    return mismatch(node.name, format!("a bias of {outputs} values"), found);
-                }
-            }
-        }
-        Some(_) => return unsupported("the bias must be constant"),
-    };
-    multiplied(node, &activation, weights, bias, vec![outputs])
-}
-
-/// `MatMul` of a value by a constant.
-pub(super) fn matrix_product(node: &mut Node<'_>) -> Result<Value, Failure> {
-    let (activation, weights) = match (node.input(0)?, node.input(1)?) {
-        (Value::Activation(activation), Value::Float(weights)) => (activation, weights),
-        (left, right) => return not_a_layer(&left, &right),
-    };
-    let weights = matrix(&weights, node)?;
-    // The last dimension is multiplied. Others must be one, else weights would be used repeatedly.
-    let Some((&features, others)) = activation.shape.split_last() else {
-        return mismatch(node.name, "[batch, features]", "[batch]");
-    };
-    if others.iter().any(|&size| size != 1) {
-        return unsupported(format!(
-            "multiplies each row of a sample of shape [{}] by itself; flatten the sample before",
-            list(&activation.shape)
-        ));
-    }
-    check_inner(node.name, features, weights.nrows())?;
-    let mut shape = others.to_vec();
-    shape.push(weights.ncols());
-    let bias = Array1::zeros(weights.ncols());
-    multiplied(node, &activation, weights, bias, shape)
-}
-
 /// `BatchNormalization` with the statistics of training.
 pub(super) fn batch_normalisation(node: &mut Node<'_>) -> Result<Value, Failure> {
     let activation = match node.input(0)? {
@@ -210,54 +142,6 @@ fn scaled(
 ) -> Result<Value, Failure> {
     let (scale, shift) = (Erasing::new(scale), Erasing::new(shift));
     Ok(Value::Activation(activation.scaled(node.builder, &scale, &shift, node.budget, node.name)?))
-}
-
-fn multiplied(
-    node: &mut Node<'_>,
-    activation: &Activation,
-    weights: Erasing<Ix2>,
-    bias: Array1<f64>,
-    shape: Vec<usize>,
-) -> Result<Value, Failure> {
-    let bias: Erasing<Ix1> = Erasing::new(bias);
-    let result = activation.multiplied(node.builder, weights, bias, shape, node.budget, node.name)?;
-    Ok(Value::Activation(result))
-}
-
-fn not_a_layer(left: &Value, right: &Value) -> Result<Value, Failure> {
-    match (left, right) {
-        (Value::Activation(_), Value::Activation(_)) => {
-            unsupported("both matrices depend on the input; only products with a constant are supported")
-        }
-        _ => unsupported("only a value that depends on the input times a constant is supported"),
-    }
-}
-
-/// A constant as a matrix, copied.
-fn matrix(constant: &ArrayD<f64>, node: &mut Node<'_>) -> Result<Erasing<Ix2>, Failure> {
-    match constant.view().into_dimensionality::<Ix2>() {
-        Ok(view) if !view.is_empty() => {
-            node.budget.charge(view.len(), node.name)?;
-            let copy: Array2<f64> = view.as_standard_layout().into_owned();
-            Ok(Erasing::new(copy))
-        }
-        _ => mismatch(
-            node.name,
-            "weights with two dimensions, neither of them zero",
-            format!("shape {:?}", constant.shape()),
-        ),
-    }
-}
-
-fn check_inner(node: &str, features: usize, rows: usize) -> Result<(), Failure> {
-    if features == rows {
-        return Ok(());
-    }
-    Err(Failure::Import(ImportError::Shape {
-        node: quoted(node),
-        expected: format!("weights for {features} inputs"),
-        found: format!("weights for {rows}"),
-    }))
 }
 
 /// The operand of elementwise arithmetic, one value for each feature.

@@ -22,19 +22,22 @@ mod layout;
 mod linear;
 mod node;
 mod operators;
+mod product;
 mod quantised;
 mod rectify;
 mod shape;
 mod smooth;
 mod support;
 mod tensor;
+mod transposed;
 mod trees;
 mod value;
+mod vectors;
 mod windows;
 mod wire;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     fs::File,
     io::Read,
     path::{Path, PathBuf},
@@ -53,7 +56,7 @@ use self::{
     error::{escaped, quoted},
     graph::{Plan, Provider},
     node::{Node, node_name},
-    value::{DIVISOR_DEPENDS_ON_THE_INPUT, Failure, ONLY_AT_THE_END, Value},
+    value::{DIVISOR_DEPENDS_ON_THE_INPUT, Failure, ONLY_AT_THE_END, Source, Value},
 };
 use crate::{
     ending::Ending,
@@ -80,7 +83,23 @@ pub const MAXIMUM_RANK: usize = 16;
 pub const MINIMUM_OPSET: i64 = 7;
 
 /// Newest version of the ONNX operator set that is read.
-pub const MAXIMUM_OPSET: i64 = 26;
+pub const MAXIMUM_OPSET: i64 = 28;
+
+/// What the owner chooses of a model that leaves a choice.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ImportOptions {
+    /// Name of the output that holds the scores of the classes; otherwise the only one that can.
+    pub output: Option<String>,
+}
+
+impl ImportOptions {
+    /// With the output of this name, if one is given.
+    #[must_use]
+    pub fn with_output(output: Option<String>) -> Self {
+        Self { output }
+    }
+}
 
 /// Reads a network from an ONNX file. Initialisers that are kept in other files are read from the model's
 /// folder.
@@ -88,8 +107,16 @@ pub const MAXIMUM_OPSET: i64 = 26;
 /// # Errors
 /// As [`import`], and when the file cannot be read or is larger than [`MAXIMUM_FILE_BYTES`].
 pub fn import_file(path: impl AsRef<Path>) -> Result<Network, ImportError> {
+    import_file_with(path, &ImportOptions::default())
+}
+
+/// As [`import_file`], with what the owner has chosen.
+///
+/// # Errors
+/// As [`import_file`], and when what is chosen is not there.
+pub fn import_file_with(path: impl AsRef<Path>, options: &ImportOptions) -> Result<Network, ImportError> {
     let (bytes, folder) = read(path.as_ref())?;
-    import_from(&bytes, folder.as_deref())
+    import_from(&bytes, folder.as_deref(), options)
 }
 
 /// The bytes of a file, and its folder.
@@ -114,13 +141,21 @@ fn read(path: &Path) -> Result<(Zeroizing<Vec<u8>>, Option<PathBuf>), ImportErro
 /// [`ImportError`]. If the scores depend on nodes that are not supported, it is
 /// [`ImportError::Unsupported`] with all of them.
 pub fn import(bytes: &[u8]) -> Result<Network, ImportError> {
-    import_from(bytes, None)
+    import_with(bytes, &ImportOptions::default())
 }
 
-fn import_from(bytes: &[u8], folder: Option<&Path>) -> Result<Network, ImportError> {
+/// As [`import`], with what the owner has chosen.
+///
+/// # Errors
+/// As [`import`], and when what is chosen is not there.
+pub fn import_with(bytes: &[u8], options: &ImportOptions) -> Result<Network, ImportError> {
+    import_from(bytes, None, options)
+}
+
+fn import_from(bytes: &[u8], folder: Option<&Path>, options: &ImportOptions) -> Result<Network, ImportError> {
     let (mut model, opset) = open(bytes, folder)?;
     let graph = model.0.graph.as_mut().expect("a model that is opened has a graph");
-    let plan = graph::plan(graph)?;
+    let plan = graph::plan(graph, options.output.as_deref())?;
     let mut origin = origin(graph, &plan, opset, &model.0.producer_name, &model.0.producer_version);
     let (shape, batch) = graph::input_shape(&graph.input[plan.input])?;
 
@@ -132,7 +167,7 @@ fn import_from(bytes: &[u8], folder: Option<&Path>) -> Result<Network, ImportErr
         builder: Builder::default(),
         budget: Budget::default(),
         values: HashMap::new(),
-        sigmoids: BTreeSet::new(),
+        sources: BTreeMap::new(),
         unsupported: BTreeMap::new(),
     };
     let (steps, ending) = walk.run(graph, &plan)?;
@@ -202,15 +237,15 @@ fn origin(graph: &GraphProto, plan: &Plan, opset: i64, producer: &str, version: 
     }
 }
 
-/// The value of a node. The result of a Sigmoid is computed only for a node that needs it: after the last
-/// layer it does not change the order of the classes.
-fn evaluate(node: &mut Node<'_>, sigmoids: &BTreeSet<usize>) -> Result<Vec<Value>, Failure> {
-    let is_sigmoid = |source: usize| sigmoids.contains(&source);
-    if let Some(value) = smooth::gated(node, is_sigmoid)? {
+/// The value of a node. The result of a Sigmoid or Softmax is computed only for a node that needs it: after the
+/// last layer it does not change the order of the classes.
+fn evaluate(node: &mut Node<'_>, sources: &BTreeMap<usize, Source>) -> Result<Vec<Value>, Failure> {
+    let source = |index: usize| sources.get(&index).copied();
+    if let Some(value) = smooth::gated(node, source)? {
         return Ok(vec![value]);
     }
     match operators::evaluate(node) {
-        Err(Failure::Unsupported(hint)) => match smooth::with_sigmoids(node, is_sigmoid)? {
+        Err(Failure::Unsupported(hint)) => match smooth::computed(node, source)? {
             Some(inputs) => {
                 node.inputs = inputs;
                 operators::evaluate(node)
@@ -233,8 +268,8 @@ struct Walk<'a> {
     budget: Budget,
     /// Values of all names so far.
     values: HashMap<String, Value>,
-    /// Positions of the sigmoids in the graph.
-    sigmoids: BTreeSet<usize>,
+    /// Positions of the sigmoids and softmaxes in the graph.
+    sources: BTreeMap<usize, Source>,
     /// Nodes that are not supported, by their position in the graph.
     unsupported: BTreeMap<usize, UnsupportedNode>,
 }
@@ -250,8 +285,12 @@ impl Walk<'_> {
                 self.refuse(graph, index, hint);
             }
         }
-        let sigmoids = plan.order.iter().copied().filter(|&index| graph.node[index].op_type == "Sigmoid");
-        self.sigmoids = sigmoids.collect();
+        let source = |&index: &usize| match graph.node[index].op_type.as_str() {
+            "Sigmoid" => Some((index, Source::Sigmoid)),
+            "Softmax" => Some((index, Source::Softmax)),
+            _ => None,
+        };
+        self.sources = plan.order.iter().filter_map(source).collect();
         let walked = self.walk(graph, plan);
         if !self.unsupported.is_empty() {
             let nodes = self.unsupported.into_values().collect();
@@ -336,12 +375,12 @@ impl Walk<'_> {
                     builder: &mut self.builder,
                     budget: &mut self.budget,
                 };
-                match evaluate(&mut node, &self.sigmoids) {
+                match evaluate(&mut node, &self.sources) {
                     Ok(values) => values,
                     Err(Failure::Import(error)) => return Err(error),
                     Err(Failure::Unsupported(hint)) => {
                         // After a softmax in the wrong place, the softmax is what has to go.
-                        match probabilities.filter(|source| !self.sigmoids.contains(source)) {
+                        match probabilities.filter(|source| !self.sources.contains_key(source)) {
                             Some(source) => self.refuse(graph, source, Some(ONLY_AT_THE_END.to_owned())),
                             None => self.refuse(graph, index, Some(hint)),
                         }

@@ -6,9 +6,9 @@ use super::{
     graph::{MACHINE_LEARNING_DOMAIN, is_float},
     layout, linear,
     node::Node,
-    quantised, rectify, shape, smooth, support, trees,
+    product, quantised, rectify, shape, smooth, support, transposed, trees,
     value::{Failure, Integer, ONLY_AT_THE_END, Value, mismatch, normalise_axis, unsupported},
-    windows,
+    vectors, windows,
 };
 use crate::{onnx::data_type, program::Function};
 
@@ -19,7 +19,7 @@ pub(super) fn is_supported(domain: &str, operator: &str) -> bool {
 
 /// Index of the output that is computed: classifiers give labels first, then scores.
 pub(super) fn result(domain: &str, operator: &str) -> usize {
-    let classifier = matches!(operator, "LinearClassifier" | "TreeEnsembleClassifier");
+    let classifier = matches!(operator, "LinearClassifier" | "SVMClassifier" | "TreeEnsembleClassifier");
     usize::from(domain == MACHINE_LEARNING_DOMAIN && classifier)
 }
 
@@ -38,20 +38,29 @@ pub(super) fn hint(domain: &str, operator: &str) -> Option<&'static str> {
     let hint = match (domain, operator) {
         (MACHINE_LEARNING_DOMAIN, "Imputer") => "fill in missing values before",
         (MACHINE_LEARNING_DOMAIN, "LinearRegressor" | "TreeEnsembleRegressor") => "export a classifier",
-        (MACHINE_LEARNING_DOMAIN, "SVMClassifier") => {
-            "use LinearSVC, or a linear model trained by SGDClassifier"
-        }
         (MACHINE_LEARNING_DOMAIN, _) => "use a linear classifier, decision trees or MLPClassifier",
         (domain, _) if !is_default_domain(domain) => {
             "functions and custom operators are not expanded; export without them"
         }
-        (_, "ConvTranspose") => "use Conv",
         (_, "ConvInteger") => "quantise with QuantizeLinear and DequantizeLinear around Conv (QDQ)",
         (_, "ThresholdedRelu" | "Softsign" | "Exp" | "Log" | "Pow") => {
             "use Relu, LeakyRelu, Tanh, Sigmoid, Gelu or the like between layers"
         }
-        (_, "LayerNormalization" | "InstanceNormalization" | "GroupNormalization") => {
-            "use BatchNormalization, which is fused into the layer before it"
+        (
+            _,
+            "LayerNormalization"
+            | "InstanceNormalization"
+            | "GroupNormalization"
+            | "RMSNormalization"
+            | "LpNormalization"
+            | "MeanVarianceNormalization"
+            | "LRN",
+        ) => {
+            "divides by a deviation of the input's, which has no lower bound; use BatchNormalization, which is \
+             fused into the layer before it"
+        }
+        (_, "If" | "Loop" | "Scan") => {
+            "control flow is not followed; export with fixed shapes, so that it is unrolled or folded"
         }
         (_, "LSTM" | "GRU" | "RNN" | "Attention" | "MultiHeadAttention") => {
             "only feed-forward networks are supported"
@@ -80,6 +89,7 @@ fn evaluate_one(node: &mut Node<'_>) -> Result<Value, Failure> {
             "LinearClassifier" => classical::linear_classifier(node),
             "Normalizer" => classical::normalizer(node),
             "Scaler" => classical::scaler(node),
+            "SVMClassifier" => vectors::classifier(node),
             "TreeEnsembleClassifier" => trees::tree_ensemble(node),
             _ => unsupported("not supported"),
         };
@@ -93,8 +103,8 @@ fn evaluate_one(node: &mut Node<'_>) -> Result<Value, Failure> {
         "DequantizeLinear" => quantised::dequantise(node),
         "QuantizeLinear" => quantised::quantise(node),
         "Neg" => linear::negate(node),
-        "Gemm" => linear::gemm(node),
-        "MatMul" => linear::matrix_product(node),
+        "Gemm" => product::gemm(node),
+        "MatMul" => product::matrix_product(node),
         "BatchNormalization" => linear::batch_normalisation(node),
         "Reshape" => shape::reshape(node),
         "Flatten" => shape::flatten(node),
@@ -106,6 +116,7 @@ fn evaluate_one(node: &mut Node<'_>) -> Result<Value, Failure> {
         "Constant" => node.constant(),
         "Identity" => Ok(node.input(0)?),
         "Conv" => windows::convolution(node),
+        "ConvTranspose" => transposed::transposed_convolution(node),
         "AveragePool" => windows::average_pool(node, false),
         "GlobalAveragePool" => windows::average_pool(node, true),
         "MaxPool" => windows::max_pool(node, false),
@@ -183,25 +194,34 @@ fn cast(node: &mut Node<'_>) -> Result<Value, Failure> {
     }
 }
 
-fn softmax(node: &Node<'_>) -> Result<Value, Failure> {
+fn softmax(node: &mut Node<'_>) -> Result<Value, Failure> {
     let activation = match node.input(0)? {
         Value::Activation(activation) => activation,
-        _ => return unsupported(ONLY_AT_THE_END),
+        _ => return unsupported("only applied to values that depend on the input"),
     };
     let rank = activation.shape.len() + 1;
     // Before operator set 13 all axes from the given one on are flattened.
     let flattens = node.opset < 13;
     let axis = node.integer_attribute("axis", if flattens { 1 } else { -1 });
     let axis = normalise_axis(axis, rank, node.name)?;
-    let covered = match axis.checked_sub(1) {
-        None => 0,
-        Some(first) if flattens => activation.shape[first..].iter().product(),
-        Some(position) => activation.shape[position],
+    let Some(position) = axis.checked_sub(1) else {
+        return unsupported("runs over the batch; name the axis of the classes");
     };
-    if covered != activation.features() {
-        return unsupported("must run over all outputs of a sample and not over the batch");
+    let covered =
+        if flattens { activation.shape[position..].iter().product() } else { activation.shape[position] };
+    if covered == activation.features() {
+        return Ok(Value::Scores { logits: activation, source: node.index });
     }
-    Ok(Value::Scores { logits: activation, source: node.index })
+    if node.proto.op_type == "LogSoftmax" {
+        return unsupported(ONLY_AT_THE_END);
+    }
+    // One of several: between layers.
+    if flattens {
+        let flat = activation.reshaped(vec![activation.features() / covered, covered]);
+        let computed = smooth::softmax(node, &flat, 1)?;
+        return Ok(Value::Activation(computed.reshaped(activation.shape)));
+    }
+    Ok(Value::Activation(smooth::softmax(node, &activation, position)?))
 }
 
 fn sigmoid(node: &Node<'_>) -> Result<Value, Failure> {

@@ -72,6 +72,7 @@ table! {
     onnx "Concat" Free "along dimensions of a sample";
     onnx "Constant" Free "numbers";
     onnx "Conv" Product "constant kernel; one or two dimensions; strides, pads, dilations, groups, auto_pad";
+    onnx "ConvTranspose" Product "as Conv, with output_padding and output_shape; zeros between numbers cost work";
     onnx "DequantizeLinear" Free "of constants, by tensor or channel; of activations after QuantizeLinear";
     onnx "Div" Fused "by a constant";
     onnx "Dropout" Free "outside of training, where it does nothing";
@@ -89,7 +90,7 @@ table! {
     onnx "Identity" Free "";
     onnx "LeakyRelu" Comparison "and a product for the slope";
     onnx "LogSoftmax" Free "after the last layer only, where it does not change the order of the classes";
-    onnx "MatMul" Product "with a constant matrix";
+    onnx "MatMul" Product "by a constant from either side, at each position of a sample; of two values within a sample";
     onnx "Max" Comparison "of values and constants";
     onnx "MaxPool" Comparison WINDOWS;
     onnx "Min" Comparison "of values and constants";
@@ -109,7 +110,7 @@ table! {
     onnx "Shape" Free "for the shapes of Reshape and the like";
     onnx "Sigmoid" Comparisons "free after the last layer; straight pieces between layers, at most 0.001 from the function";
     onnx "Slice" Free "constant bounds";
-    onnx "Softmax" Free "after the last layer only, where it does not change the order of the classes";
+    onnx "Softmax" Comparisons "free after the last layer; between layers over at most 256 numbers, by straight pieces";
     onnx "Softplus" Comparisons PIECES;
     onnx "Split" Free "along dimensions of a sample";
     onnx "Sqrt" Free "of constants";
@@ -123,6 +124,8 @@ table! {
     classical "LinearClassifier" Product "post_transform NONE, SOFTMAX, LOGISTIC";
     classical "Normalizer" Free "of a classifier's scores, whose order it keeps";
     classical "Scaler" Fused "";
+    classical "SVMClassifier" Comparison "kernel LINEAR; no comparison for two classes, the votes of all pairs for more; \
+        probabilities of two classes only";
     classical "TreeEnsembleClassifier" Comparison "comparisons of features with thresholds, all paths taken; \
         structure, features, thresholds and leaves stay secret, the numbers of trees, nodes and leaves do not";
 }

@@ -87,7 +87,14 @@ impl Value {
     }
 }
 
-/// Where a Softmax or Sigmoid may stand.
+/// A node whose result is computed only where the order of the classes is not all that is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    Sigmoid,
+    Softmax,
+}
+
+/// Where a LogSoftmax or the scores of a classifier may stand.
 pub(super) const ONLY_AT_THE_END: &str =
     "only allowed after the last layer, where it does not change the order of the classes";
 

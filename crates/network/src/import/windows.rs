@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// The numbers of an attribute along the height and the width, 1 where the node gives none.
-fn pair(node: &Node<'_>, name: &str, axes: usize) -> Result<[usize; 2], Failure> {
+pub(super) fn pair(node: &Node<'_>, name: &str, axes: usize) -> Result<[usize; 2], Failure> {
     let values = match node.integers_attribute(name) {
         Some(values) => values,
         None => return Ok([1; 2]),
@@ -27,7 +27,7 @@ fn pair(node: &Node<'_>, name: &str, axes: usize) -> Result<[usize; 2], Failure>
 }
 
 /// Channels, height and width of `[channels, height, width]` or `[channels, width]`.
-fn image(activation: &Activation) -> Result<(usize, [usize; 2]), Failure> {
+pub(super) fn image(activation: &Activation) -> Result<(usize, [usize; 2]), Failure> {
     match activation.shape[..] {
         [channels, width] => Ok((channels, [1, width])),
         [channels, height, width] => Ok((channels, [height, width])),
@@ -113,12 +113,16 @@ fn windows(
 }
 
 /// The shape of a result of `channels` channels, with as many dimensions as the value before.
-fn result_shape(activation: &Activation, channels: usize, convolution: &Convolution) -> Vec<usize> {
+pub(super) fn result_shape(
+    activation: &Activation,
+    channels: usize,
+    convolution: &Convolution,
+) -> Vec<usize> {
     let [height, width] = convolution.output_size();
     if activation.shape.len() == 2 { vec![channels, width] } else { vec![channels, height, width] }
 }
 
-fn activation(node: &Node<'_>) -> Result<Activation, Failure> {
+pub(super) fn activation(node: &Node<'_>) -> Result<Activation, Failure> {
     match node.input(0)? {
         Value::Activation(activation) => Ok(activation),
         _ => unsupported("only values that depend on the input have windows"),

@@ -3,6 +3,8 @@
 #![allow(clippy::print_stdout, reason = "failures are repeated by the printed seed")]
 #![allow(dead_code, reason = "each test program uses a part of this module")]
 
+pub(crate) mod graphs;
+
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use concilium_network::onnx::{
