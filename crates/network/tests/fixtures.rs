@@ -116,11 +116,8 @@ fn fixed_point_stays_within_its_bound() {
 }
 
 /// The operators that each refused model must be refused for.
-const REFUSED: &[(&str, &[&str])] = &[
-    ("unsupported_runtime_fused", &["FusedGemm"]),
-    ("unsupported_lstm", &["LSTM"]),
-    ("unsupported_layer_norm", &["LayerNormalization"]),
-];
+const REFUSED: &[(&str, &[&str])] =
+    &[("unsupported_lstm", &["LSTM"]), ("unsupported_layer_norm", &["LayerNormalization"])];
 
 #[test]
 fn unsupported_models_are_refused_by_name() {

@@ -200,10 +200,14 @@ fn reshapes_keep_the_batch_first() {
         check(&[2, 3], nodes, constants, six.clone(), six.clone());
     }
     // These would mix samples or fix the batch.
-    for target in [&[1, -1][..], &[-1, 3], &[-1], &[6], &[2, -1]] {
+    for target in [&[1, -1][..], &[-1], &[6], &[2, -1]] {
         let (nodes, constants) = reshape(target);
         check_unsupported(&[2, 3], nodes, constants, "Reshape");
     }
+    // Positions of all samples in one dimension are no scores.
+    let (nodes, constants) = reshape(&[-1, 3]);
+    let text = refusal(&model(&[2, 3], nodes, constants)).to_string();
+    assert!(text.contains("holds 2 rows of scores for each sample"), "{text}");
     // These do not fit.
     for target in [&[0, 5][..], &[0, -1, 4], &[0, -1, -1], &[0, -7], &[0, 0, 0, 0], &[0, i64::MAX, 2]] {
         let (nodes, constants) = reshape(target);
@@ -423,7 +427,9 @@ fn what_cannot_be_computed_is_refused_at_its_node() {
     check_unsupported(&[2], vec![node("MatMul", &["x", "x"], "y")], vec![], "MatMul");
     check_unsupported(&[2], vec![node("MatMul", &["w", "x"], "y")], vec![w()], "MatMul");
     check_unsupported(&[2], vec![node("Transpose", &["x"], "y")], vec![], "Transpose");
-    check_unsupported(&[1], vec![node("Add", &["x", "w"], "y")], vec![floats("w", &[3], &[1.0; 3])], "Add");
+    let repeated = vec![floats("w", &[3], &[1.0, 2.0, 3.0])];
+    let [one, all] = [array![[5.0]], array![[6.0, 7.0, 8.0]]];
+    check(&[1], vec![node("Add", &["x", "w"], "y")], repeated, one, all);
     let per_sample = floats("w", &[2, 2], &[1.0; 4]);
     check_unsupported(&[2], vec![node("Add", &["x", "w"], "y")], vec![per_sample], "Add");
     // Two values that depend on the input are added and multiplied.
@@ -435,7 +441,7 @@ fn what_cannot_be_computed_is_refused_at_its_node() {
 fn all_unsupported_nodes_are_listed_with_domain_and_opset() {
     let mut custom = node("Fancy", &["c"], "d");
     custom.domain = "com.example".to_owned();
-    let mut unnamed = node("Exp", &["a"], "b");
+    let mut unnamed = node("Softsign", &["a"], "b");
     unnamed.name = String::new();
     let nodes = vec![
         node("Conv", &["x", "w"], "a"),
@@ -459,7 +465,7 @@ fn all_unsupported_nodes_are_listed_with_domain_and_opset() {
         found,
         [
             ("Conv_a", "Conv", "ai.onnx", Some(17)),
-            ("without name, output b", "Exp", "ai.onnx", Some(17)),
+            ("without name, output b", "Softsign", "ai.onnx", Some(17)),
             ("Fancy_d", "Fancy", "com.example", None),
             ("Div_y", "Div", "ai.onnx", Some(17)),
         ]

@@ -175,6 +175,37 @@ fn values_are_multiplied_as_matrices() {
 }
 
 #[test]
+fn sums_over_letters_are_products_of_matrices() {
+    let einsum =
+        |inputs: &[&str], equation: &str| vec![node("Einsum", inputs, "a").text("equation", equation)];
+    check(&[3, 4], einsum(&["x", "x"], "bij, bkj -> bik"), vec![], |x| {
+        product(x, &x.view().reversed_axes().to_owned())
+    });
+    check(&[3, 4], einsum(&["x", "x"], "bij,bij->bji"), vec![], |x| (x * x).reversed_axes());
+    let (weights, matrix) = constant("w", &[5, 4], 1);
+    check(&[3, 4], einsum(&["x", "w"], "bij,kj->bik"), vec![weights.clone()], |x| {
+        product(x, &matrix.view().reversed_axes().to_owned())
+    });
+    check(&[4, 3], einsum(&["w", "x"], "kj,bji->bik"), vec![weights], |x| {
+        product(&matrix, x).reversed_axes()
+    });
+    // Heads: one matrix for each.
+    let (stack, matrices) = constant("w", &[2, 4, 3], 2);
+    check(&[5, 2, 4], einsum(&["x", "w"], "bthd,hde->bhte"), vec![stack], |x| {
+        product(&x.view().permuted_axes(IxDyn(&[1, 0, 2])).to_owned(), &matrices)
+    });
+    for equation in
+        ["bij,bkj", "bij->bji", "bii,bij->bij", "bij,cjk->bik", "ijb,bkj->bik", "bij,bkj->bi", "bij,bjk->bik"]
+    {
+        let mut nodes = einsum(&["x", "x"], equation);
+        let (more, weights) = head("a", 9);
+        nodes.extend(more);
+        let text = network(&[3, 4], nodes, weights).err().unwrap().to_string();
+        assert!(text.contains("Einsum_a"), "{equation}: {text}");
+    }
+}
+
+#[test]
 fn products_that_mix_samples_are_refused_by_their_node() {
     let refused = |shape: &[i64], nodes: Vec<NodeProto>, dims: &[i64]| {
         let (mut nodes, mut constants) = (nodes, vec![]);

@@ -82,7 +82,8 @@ pub struct CheckArguments {
     #[arg(long, value_name = "BITS", conflicts_with = "task")]
     pub fractional_bits: Option<u32>,
     /// Rows for the secure run, from a file of NumPy's: float32 or float64, [rows, ...]. Without ranges or a
-    /// task, their smallest and largest number are taken for the range of every feature.
+    /// task, the least and the most of each column of a table, and of all numbers of an image, are taken for the
+    /// ranges of the features.
     #[arg(long, value_name = "X.npy", conflicts_with_all = ["rows", "seed"])]
     pub inputs: Option<PathBuf>,
     /// Rows to draw for the secure run.

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ndarray::{Array2, ArrayD};
+use ndarray::{Array1, Array2, ArrayD, ArrayView1};
 use ndarray_npy::{ReadNpyError, ReadNpyExt as _};
 use thiserror::Error;
 
@@ -85,4 +85,40 @@ pub fn read_rows(path: &Path, features: usize) -> Result<Array2<f64>, InputsErro
     }
     let numbers: Vec<f64> = rows.iter().copied().collect();
     Array2::from_shape_vec((count, features), numbers).map_err(|_| shape())
+}
+
+/// Least and most of the features in `rows`: one pair for each column of a table, whose columns have units of their
+/// own, and one for all numbers of an image. A column that never changes is taken to reach to zero, or from zero to one.
+pub fn ranges(rows: &Array2<f64>, shape: &[usize]) -> (Vec<f64>, Vec<f64>) {
+    let extent = |numbers: ArrayView1<'_, f64>| {
+        let low = numbers.iter().copied().fold(f64::INFINITY, f64::min);
+        let high = numbers.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        match low == high {
+            true if low == 0.0 => (0.0, 1.0),
+            true => (low.min(0.0), high.max(0.0)),
+            false => (low, high),
+        }
+    };
+    if shape.len() == 1 {
+        return rows.columns().into_iter().map(extent).unzip();
+    }
+    let all = Array1::from_iter(rows.iter().copied());
+    let (low, high) = extent(all.view());
+    (vec![low], vec![high])
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::array;
+
+    use super::*;
+
+    #[test]
+    fn columns_of_a_table_have_ranges_of_their_own() {
+        let rows = array![[1.0, -3.0, 0.0, 2000.0], [0.5, -3.0, 0.0, 4000.0]];
+        let (minimum, maximum) = ranges(&rows, &[4]);
+        assert_eq!(minimum, [0.5, -3.0, 0.0, 2000.0]);
+        assert_eq!(maximum, [1.0, 0.0, 1.0, 4000.0]);
+        assert_eq!(ranges(&rows, &[2, 2]), (vec![-3.0], vec![4000.0]));
+    }
 }

@@ -32,7 +32,7 @@ use concilium_network::{Check, ImportOptions, Network, import_file_with, quantis
 use indicatif::{ProgressBar, ProgressStyle};
 use rand::{TryRng as _, rngs::SysRng};
 
-use inputs::read_rows;
+use inputs::{ranges, read_rows};
 use oracle::Outputs;
 use secure_run::SecureRun;
 pub use share::{ShareError, ShareOptions, Shared, share_model};
@@ -139,13 +139,14 @@ async fn check(
             Target::of_ranges(&network, minimum, maximum, arguments.fractional_bits)?
         }
         (None, _) if inputs.is_some() => {
-            let numbers = || inputs.iter().flatten().copied();
-            let (low, high) = (numbers().fold(f64::MAX, f64::min), numbers().fold(f64::MIN, f64::max));
+            let ranges = inputs.as_ref().map(|rows| ranges(rows, network.input_shape()));
+            let (minimum, maximum) = ranges.unwrap_or_default();
+            let whose = if minimum.len() == 1 { "the inputs" } else { "its column of the inputs" };
             let _ = writeln!(
                 io::stderr(),
-                "note: no ranges were given, so every feature is taken to lie from {low} to {high}, as in the inputs"
+                "note: no ranges were given, so every feature is taken to lie between the least and the most of {whose}"
             );
-            Target::of_ranges(&network, vec![low], vec![high], arguments.fractional_bits)?
+            Target::of_ranges(&network, minimum, maximum, arguments.fractional_bits)?
         }
         (None, _) => {
             // What normalised features usually keep to. The headroom found holds for these ranges only.

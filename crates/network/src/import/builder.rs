@@ -217,6 +217,22 @@ impl Builder {
         Ok(Activation::of_value(value, shape))
     }
 
+    /// Zeros of shape `shape`, one for each sample of `activation`.
+    pub(super) fn zeros(
+        &mut self,
+        activation: &Activation,
+        shape: Vec<usize>,
+        budget: &mut Budget,
+        node: &str,
+    ) -> Result<Activation, ImportError> {
+        let count = shape.iter().copied().fold(1, usize::saturating_mul);
+        check_size(count)?;
+        budget.charge(count, node)?;
+        let axes = vec![gather::Axis::Listed(vec![None; count])];
+        let piece = Piece { value: 0, offset: 0, axes };
+        self.joined(std::slice::from_ref(activation), vec![piece], shape, budget, node)
+    }
+
     /// The numbers of `activation` at `places`, `None` for zero, in row-major order of `shape`.
     ///
     /// What has not become a step is gathered itself, so that later maps still compose with it.

@@ -5,7 +5,8 @@ use ndarray::{Array1, Array2, s};
 use super::{
     activation::Activation,
     node::Node,
-    value::{Failure, Value, mismatch, unsupported},
+    rectify,
+    value::{Failure, Integer, Value, mismatch, normalise_axis, unsupported},
 };
 use crate::erase::Erasing;
 
@@ -97,6 +98,42 @@ pub(super) fn classified(node: &mut Node<'_>, scores: Activation, threshold: f64
         scores
     };
     Ok(Value::Scores { logits, source: node.index })
+}
+
+/// `ArrayFeatureExtractor` of columns: constant indices of the last dimension.
+pub(super) fn columns(node: &mut Node<'_>) -> Result<Value, Failure> {
+    let value = features(node)?;
+    let indices = match node.input(1)? {
+        Value::Integer(indices) => indices,
+        _ => return unsupported("the columns must be constant"),
+    };
+    let mut places = Vec::with_capacity(indices.len());
+    for index in indices.iter() {
+        match index {
+            Integer::Known(index) => places.push(Some(normalise_axis(*index, value.features(), node.name)?)),
+            Integer::Batch => return unsupported("an index depends on the batch size"),
+        }
+    }
+    if places.is_empty() {
+        return mismatch(node.name, "at least one column", "none");
+    }
+    let shape = vec![places.len()];
+    Ok(Value::Activation(node.builder.gathered(&value, shape, &places, node.budget, node.name)?))
+}
+
+/// `Imputer` of missing numbers, which no query holds: the inputs of a task are finite.
+pub(super) fn imputer(node: &Node<'_>) -> Result<Value, Failure> {
+    match node.optional_float_attribute("replaced_value_float") {
+        Some(replaced) if replaced.is_nan() => Ok(Value::Activation(features(node)?)),
+        _ => unsupported("replaces a number that queries can hold; fill in missing values before"),
+    }
+}
+
+/// `Binarizer`: 1 for what is above the threshold, else 0.
+pub(super) fn binarizer(node: &mut Node<'_>) -> Result<Value, Failure> {
+    let value = features(node)?;
+    let threshold = node.float_attribute("threshold", 0.0)?;
+    Ok(Value::Activation(rectify::above(node, &value, threshold)?))
 }
 
 /// `Normalizer` of scores that are not negative, which keeps their order.

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     limits::{MAXIMUM_CLASSES, MINIMUM_CLASSES},
     model::{NetworkError, feature_count},
-    onnx::{GraphProto, TensorShapeProto, ValueInfoProto, data_type},
+    onnx::{GraphProto, NodeProto, TensorShapeProto, ValueInfoProto, data_type},
 };
 
 /// Domain of the operators of classical machine learning.
@@ -141,7 +141,7 @@ fn scores(
         }
     }
     match candidates.as_slice() {
-        [(_, name)] => Ok(votes(graph, providers).unwrap_or_else(|| name.clone())),
+        [(_, name)] => Ok(labelled(graph, providers, name).unwrap_or_else(|| name.clone())),
         [] => Err(ImportError::Output {
             reason: format!(
                 "none of the outputs ({}) that could be chosen holds real numbers; the model needs an output of logits \
@@ -160,21 +160,32 @@ fn scores(
     }
 }
 
-/// The scores of a support vector machine whose labels are an output too. They are not what its converters make of
-/// them, the decisions of all pairs mixed into numbers that only order the classes nearly as the labels do.
-fn votes(graph: &GraphProto, providers: &HashMap<String, Provider>) -> Option<String> {
+/// The scores of a classifier whose labels are an output too, where its converter makes something else of them: of two
+/// classes only one score, of support vector machines the decisions of all pairs mixed into numbers that order the
+/// classes only nearly as the labels do.
+fn labelled(graph: &GraphProto, providers: &HashMap<String, Provider>, scores: &str) -> Option<String> {
+    let made_by = |name: &str| match providers.get(name) {
+        Some(Provider::Node { node, output }) => Some((&graph.node[*node], *output)),
+        _ => None,
+    };
+    let is =
+        |node: &NodeProto, operator: &str| node.domain == MACHINE_LEARNING_DOMAIN && node.op_type == operator;
     graph.output.iter().find_map(|output| {
         let mut name = &output.name;
         for _ in 0..MAXIMUM_RANK {
-            let Some(Provider::Node { node, output }) = providers.get(name) else { return None };
-            let node = &graph.node[*node];
-            match node.op_type.as_str() {
-                "Identity" | "Cast" if node.domain != MACHINE_LEARNING_DOMAIN => name = node.input.first()?,
-                "SVMClassifier" if node.domain == MACHINE_LEARNING_DOMAIN && *output == 0 => {
-                    return node.output.get(1).filter(|name| !name.is_empty()).cloned();
-                }
-                _ => return None,
+            let (node, output) = made_by(name)?;
+            let column = || {
+                made_by(scores).is_some_and(|(last, _)| {
+                    is(last, "ArrayFeatureExtractor") && last.input.first() == node.output.get(1)
+                })
+            };
+            if output == 0 && (is(node, "SVMClassifier") || is(node, "LinearClassifier") && column()) {
+                return node.output.get(1).filter(|name| !name.is_empty()).cloned();
             }
+            if !matches!(node.op_type.as_str(), "Identity" | "Cast") {
+                return None;
+            }
+            name = node.input.first()?;
         }
         None
     })

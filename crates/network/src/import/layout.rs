@@ -227,6 +227,129 @@ pub(super) fn concatenate(node: &mut Node<'_>, parts: &[Activation], axis: i64) 
     Ok(Value::Activation(node.builder.gathered(&value, result, &places, node.budget, node.name)?))
 }
 
+/// `Resize` and `Upsample` by whole factors, each number repeated.
+pub(super) fn upsample(node: &mut Node<'_>) -> Result<Value, Failure> {
+    let repeats = "only whole factors are read, with mode nearest; use ConvTranspose";
+    let activation = match node.input(0)? {
+        Value::Activation(activation) => activation,
+        _ => return unsupported("only values that depend on the input are resized"),
+    };
+    let coordinates = node.text_attribute("coordinate_transformation_mode");
+    let nearest = node.text_attribute("nearest_mode");
+    let first = match coordinates.as_str() {
+        // Of numbers between two, the one before.
+        "asymmetric" => nearest == "floor" || node.proto.op_type == "Upsample",
+        "" | "half_pixel" | "half_pixel_symmetric" => !matches!(nearest.as_str(), "floor" | "ceil"),
+        _ => false,
+    };
+    let old = node.proto.op_type == "Upsample" || node.opset < 11;
+    if !(first || old) || !matches!(node.text_attribute("mode").as_str(), "" | "nearest") {
+        return unsupported(repeats);
+    }
+    let rank = activation.shape.len() + 1;
+    let scales = if old { node.optional(1) } else { node.optional(2) };
+    let factors: Vec<usize> = match (scales, node.optional(3)) {
+        (Some(Value::Float(scales)), _) if scales.len() == rank => {
+            let whole = |&scale: &f64| {
+                (scale >= 1.0 && scale.fract() == 0.0 && scale < 65_536.0).then_some(scale as usize)
+            };
+            match scales.iter().map(whole).collect() {
+                Some(factors) => factors,
+                None => return unsupported(repeats),
+            }
+        }
+        (_, Some(Value::Integer(sizes))) if sizes.len() == rank => {
+            let own = activation.shape.iter();
+            let whole = |(size, &own): (&Integer, &usize)| match size {
+                Integer::Known(size) => usize::try_from(*size)
+                    .ok()
+                    .filter(|size| *size > 0 && size.is_multiple_of(own))
+                    .map(|size| size / own),
+                Integer::Batch => None,
+            };
+            match sizes.iter().skip(1).zip(own).map(whole).collect::<Option<Vec<_>>>() {
+                Some(factors) => std::iter::once(1).chain(factors).collect(),
+                None => return unsupported(repeats),
+            }
+        }
+        _ => return unsupported(repeats),
+    };
+    if factors[0] != 1 {
+        return unsupported(BATCH);
+    }
+    let shape: Vec<usize> = activation
+        .shape
+        .iter()
+        .zip(&factors[1..])
+        .map(|(size, factor)| size.saturating_mul(*factor))
+        .collect();
+    node.budget.charge(constant::extent(&shape), node.name)?;
+    let places = positions(&activation.shape);
+    let mut moved = places;
+    for (axis, &factor) in factors.iter().enumerate().skip(1) {
+        let indices: Vec<usize> = (0..moved.shape()[axis] * factor).map(|index| index / factor).collect();
+        moved = moved.select(ndarray::Axis(axis), &indices);
+    }
+    taken(node, &activation, &Value::integer(moved))
+}
+
+/// The side of the blocks of `DepthToSpace` and `SpaceToDepth`, and channels, height and width.
+fn blocks(node: &Node<'_>) -> Result<(Activation, usize, [usize; 3]), Failure> {
+    let activation = match node.input(0)? {
+        Value::Activation(activation) => activation,
+        _ => return unsupported("only values that depend on the input are moved"),
+    };
+    let [channels, height, width] = activation.shape[..] else {
+        return mismatch(node.name, "[batch, channels, height, width]", list(&activation.shape));
+    };
+    match usize::try_from(node.integer_attribute("blocksize", 0)) {
+        Ok(side) if (1..=channels.max(height).max(width)).contains(&side) => {
+            Ok((activation, side, [channels, height, width]))
+        }
+        _ => mismatch(node.name, "a blocksize that fits", node.integer_attribute("blocksize", 0).to_string()),
+    }
+}
+
+/// The numbers of `activation`, seen in the shape `axes`, with these in the order `order`.
+fn rearranged(
+    node: &mut Node<'_>,
+    activation: &Activation,
+    axes: &[usize],
+    order: &[usize],
+    shape: Vec<usize>,
+) -> Result<Value, Failure> {
+    let places = permuted(axes, order);
+    let moved: Vec<usize> = order.iter().map(|&axis| axes[axis]).collect();
+    let value = node.builder.gathered(activation, moved, &places, node.budget, node.name)?;
+    Ok(Value::Activation(value.reshaped(shape)))
+}
+
+/// `DepthToSpace`.
+pub(super) fn depth_to_space(node: &mut Node<'_>) -> Result<Value, Failure> {
+    let (activation, side, [channels, height, width]) = blocks(node)?;
+    if !channels.is_multiple_of(side * side) {
+        return mismatch(node.name, "channels for whole blocks", channels.to_string());
+    }
+    let depth = channels / (side * side);
+    let shape = vec![depth, height * side, width * side];
+    if node.text_attribute("mode") == "CRD" {
+        rearranged(node, &activation, &[depth, side, side, height, width], &[0, 3, 1, 4, 2], shape)
+    } else {
+        rearranged(node, &activation, &[side, side, depth, height, width], &[2, 3, 0, 4, 1], shape)
+    }
+}
+
+/// `SpaceToDepth`.
+pub(super) fn space_to_depth(node: &mut Node<'_>) -> Result<Value, Failure> {
+    let (activation, side, [channels, height, width]) = blocks(node)?;
+    if !height.is_multiple_of(side) || !width.is_multiple_of(side) {
+        return mismatch(node.name, "a height and width of whole blocks", format!("{height} x {width}"));
+    }
+    let (height, width) = (height / side, width / side);
+    let shape = vec![channels * side * side, height, width];
+    rearranged(node, &activation, &[channels, height, side, width, side], &[2, 4, 0, 1, 3], shape)
+}
+
 /// `Pad` with zeros, the nearest number, or a reflection.
 pub(super) fn pad(node: &mut Node<'_>) -> Result<Value, Failure> {
     let activation = match node.input(0)? {

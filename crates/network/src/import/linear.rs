@@ -15,6 +15,7 @@ use crate::{erase::Erasing, program::Operation};
 pub(super) fn arithmetic(node: &mut Node<'_>, operation: Arithmetic) -> Result<Value, Failure> {
     match (node.input(0)?, node.input(1)?) {
         (Value::Activation(activation), Value::Float(constant)) => {
+            let activation = repeated(node, activation, &constant)?;
             if operation == Arithmetic::Divide {
                 refuse_zero(&constant, node.name)?;
             }
@@ -29,6 +30,7 @@ pub(super) fn arithmetic(node: &mut Node<'_>, operation: Arithmetic) -> Result<V
             scaled(node, &activation, scale, shift)
         }
         (Value::Float(constant), Value::Activation(activation)) => {
+            let activation = repeated(node, activation, &constant)?;
             let operand = per_sample(&activation, &constant, node.name)?;
             let (ones, zeros) = (Array1::ones(operand.len()), Array1::zeros(operand.len()));
             let (scale, shift) = match operation {
@@ -45,6 +47,17 @@ pub(super) fn arithmetic(node: &mut Node<'_>, operation: Arithmetic) -> Result<V
                 && constant.iter().all(|&value| value == 1.0) =>
         {
             Ok(Value::Sigmoid { logit, complement: !complement, source })
+        }
+        // Probabilities after the softmax that these two are.
+        (Value::Activation(logits), Value::Total { logits: of, source })
+            if operation == Arithmetic::Subtract && logits.same_values(&of) =>
+        {
+            Ok(Value::Scores { logits, source })
+        }
+        (Value::Scores { logits, source }, Value::Total { logits: of, .. })
+            if operation == Arithmetic::Divide && logits.same_values(&of) =>
+        {
+            Ok(Value::Scores { logits, source })
         }
         (Value::Activation(left), Value::Activation(right)) => {
             if operation == Arithmetic::Divide {
@@ -66,6 +79,27 @@ pub(super) fn arithmetic(node: &mut Node<'_>, operation: Arithmetic) -> Result<V
             left.description(),
             right.description()
         )),
+    }
+}
+
+/// A value repeated along its dimensions of one to where a constant of as many dimensions is longer.
+fn repeated(
+    node: &mut Node<'_>,
+    activation: Activation,
+    constant: &ArrayD<f64>,
+) -> Result<Activation, Failure> {
+    let rank = activation.shape.len();
+    let own = match constant.shape() {
+        [1, own @ ..] if own.len() == rank => own,
+        own if own.len() <= rank => own,
+        _ => return Ok(activation),
+    };
+    match constant::common_shape(own, &activation.shape) {
+        Some(common) if common != activation.shape => {
+            node.budget.charge(constant::extent(&common), node.name)?;
+            layout::expand(node, &activation, &common)
+        }
+        _ => Ok(activation),
     }
 }
 

@@ -14,6 +14,7 @@ mod budget;
 mod builder;
 mod classical;
 mod constant;
+mod einsum;
 mod error;
 mod external;
 mod extract;
@@ -25,6 +26,9 @@ mod operators;
 mod product;
 mod quantised;
 mod rectify;
+mod reduce;
+mod rows;
+mod runtime;
 mod shape;
 mod smooth;
 mod support;
@@ -61,7 +65,7 @@ use self::{
 use crate::{
     ending::Ending,
     model::{Network, Origin, Step},
-    onnx::{GraphProto, ModelProto, OperatorSetIdProto},
+    onnx::{GraphProto, ModelProto, NodeProto, OperatorSetIdProto},
 };
 
 /// Largest file that is read, 256 MiB.
@@ -241,6 +245,10 @@ fn origin(graph: &GraphProto, plan: &Plan, opset: i64, producer: &str, version: 
 /// last layer it does not change the order of the classes.
 fn evaluate(node: &mut Node<'_>, sources: &BTreeMap<usize, Source>) -> Result<Vec<Value>, Failure> {
     let source = |index: usize| sources.get(&index).copied();
+    if rows::enter(node)? {
+        let values = operators::evaluate(node)?;
+        return Ok(values.into_iter().map(rows::leave).collect());
+    }
     if let Some(value) = smooth::gated(node, source)? {
         return Ok(vec![value]);
     }
@@ -254,6 +262,14 @@ fn evaluate(node: &mut Node<'_>, sources: &BTreeMap<usize, Source>) -> Result<Ve
         },
         result => result,
     }
+}
+
+/// True for a classifier that gives its scores as they are.
+fn plain(node: &NodeProto) -> bool {
+    let transform = node.attribute.iter().find(|attribute| attribute.name == "post_transform");
+    transform
+        .and_then(|attribute| attribute.s.as_deref())
+        .is_none_or(|transform| matches!(transform, b"" | b"NONE"))
 }
 
 /// State of one walk over the graph.
@@ -288,6 +304,9 @@ impl Walk<'_> {
         let source = |&index: &usize| match graph.node[index].op_type.as_str() {
             "Sigmoid" => Some((index, Source::Sigmoid)),
             "Softmax" => Some((index, Source::Softmax)),
+            "LinearClassifier" | "TreeEnsembleClassifier" if plain(&graph.node[index]) => {
+                Some((index, Source::Classifier))
+            }
             _ => None,
         };
         self.sources = plan.order.iter().filter_map(source).collect();
@@ -304,6 +323,15 @@ impl Walk<'_> {
             Value::Sigmoid { logit, complement, .. } => {
                 let sign = if complement { -1.0 } else { 1.0 };
                 logit.two_logits([0.0, sign], &mut self.builder, &mut self.budget)?
+            }
+            Value::Rows(rows) => {
+                let reason = format!(
+                    "output {} holds {} rows of scores for each sample; the model needs one, so reduce them or \
+                     flatten them, and keep the batch as the first dimension",
+                    quoted(&plan.output),
+                    rows.shape[0]
+                );
+                return Err(ImportError::Output { reason });
             }
             other => {
                 let reason = format!("output {} is {}, no scores", quoted(&plan.output), other.description());
@@ -370,6 +398,7 @@ impl Walk<'_> {
                     index,
                     proto,
                     inputs,
+                    in_rows: false,
                     opset: self.opset,
                     batch: self.batch,
                     builder: &mut self.builder,
@@ -380,7 +409,9 @@ impl Walk<'_> {
                     Err(Failure::Import(error)) => return Err(error),
                     Err(Failure::Unsupported(hint)) => {
                         // After a softmax in the wrong place, the softmax is what has to go.
-                        match probabilities.filter(|source| !self.sources.contains_key(source)) {
+                        match probabilities.filter(|source| {
+                            matches!(self.sources.get(source), None | Some(Source::Classifier))
+                        }) {
                             Some(source) => self.refuse(graph, source, Some(ONLY_AT_THE_END.to_owned())),
                             None => self.refuse(graph, index, Some(hint)),
                         }

@@ -20,6 +20,8 @@ pub(super) struct Node<'a> {
     pub(super) proto: &'a mut NodeProto,
     /// Values of the inputs; `None` for one that is left out.
     pub(super) inputs: Vec<Option<Value>>,
+    /// True when the first dimension of a sample stood for the rows of all samples.
+    pub(super) in_rows: bool,
     /// Version of the default operator set.
     pub(super) opset: i64,
     /// Size of the batch when the model fixes it.

@@ -1,16 +1,26 @@
 //! The operators that import evaluates, and what to say about the others.
 
+use ndarray::{ArrayD, IxDyn};
+
 use super::{
+    MAXIMUM_ELEMENTS, MAXIMUM_RANK,
+    activation::Activation,
     classical,
     constant::{self, Arithmetic},
+    einsum,
     graph::{MACHINE_LEARNING_DOMAIN, is_float},
     layout, linear,
     node::Node,
-    product, quantised, rectify, shape, smooth, support, transposed, trees,
+    product, quantised, rectify,
+    reduce::{self, Reduction},
+    runtime, shape, smooth, support, transposed, trees,
     value::{Failure, Integer, ONLY_AT_THE_END, Value, mismatch, normalise_axis, unsupported},
     vectors, windows,
 };
-use crate::{onnx::data_type, program::Function};
+use crate::{
+    onnx::data_type,
+    program::{Function, Operation},
+};
 
 /// True for an operator that [`evaluate`] knows.
 pub(super) fn is_supported(domain: &str, operator: &str) -> bool {
@@ -36,16 +46,13 @@ pub(super) fn is_division(operator: &str) -> bool {
 /// What may help with an operator that is not supported.
 pub(super) fn hint(domain: &str, operator: &str) -> Option<&'static str> {
     let hint = match (domain, operator) {
-        (MACHINE_LEARNING_DOMAIN, "Imputer") => "fill in missing values before",
         (MACHINE_LEARNING_DOMAIN, "LinearRegressor" | "TreeEnsembleRegressor") => "export a classifier",
         (MACHINE_LEARNING_DOMAIN, _) => "use a linear classifier, decision trees or MLPClassifier",
         (domain, _) if !is_default_domain(domain) => {
             "functions and custom operators are not expanded; export without them"
         }
         (_, "ConvInteger") => "quantise with QuantizeLinear and DequantizeLinear around Conv (QDQ)",
-        (_, "ThresholdedRelu" | "Softsign" | "Exp" | "Log" | "Pow") => {
-            "use Relu, LeakyRelu, Tanh, Sigmoid, Gelu or the like between layers"
-        }
+        (_, "Softsign") => "use Relu, LeakyRelu, Tanh, Sigmoid, Gelu or the like between layers",
         (
             _,
             "LayerNormalization"
@@ -84,8 +91,14 @@ pub(super) fn evaluate(node: &mut Node<'_>) -> Result<Vec<Value>, Failure> {
 }
 
 fn evaluate_one(node: &mut Node<'_>) -> Result<Value, Failure> {
+    if node.proto.domain == runtime::RUNTIME_DOMAIN {
+        return runtime::evaluate(node);
+    }
     if node.proto.domain == MACHINE_LEARNING_DOMAIN {
         return match node.proto.op_type.as_str() {
+            "ArrayFeatureExtractor" => classical::columns(node),
+            "Binarizer" => classical::binarizer(node),
+            "Imputer" => classical::imputer(node),
             "LinearClassifier" => classical::linear_classifier(node),
             "Normalizer" => classical::normalizer(node),
             "Scaler" => classical::scaler(node),
@@ -103,6 +116,7 @@ fn evaluate_one(node: &mut Node<'_>) -> Result<Value, Failure> {
         "DequantizeLinear" => quantised::dequantise(node),
         "QuantizeLinear" => quantised::quantise(node),
         "Neg" => linear::negate(node),
+        "Einsum" => einsum::einsum(node),
         "Gemm" => product::gemm(node),
         "MatMul" => product::matrix_product(node),
         "BatchNormalization" => linear::batch_normalisation(node),
@@ -114,6 +128,8 @@ fn evaluate_one(node: &mut Node<'_>) -> Result<Value, Failure> {
         "Slice" => shape::slice(node),
         "Concat" => concatenate(node),
         "Constant" => node.constant(),
+        "ConstantOfShape" => constant_of_shape(node),
+        "Resize" | "Upsample" => layout::upsample(node),
         "Identity" => Ok(node.input(0)?),
         "Conv" => windows::convolution(node),
         "ConvTranspose" => transposed::transposed_convolution(node),
@@ -121,8 +137,20 @@ fn evaluate_one(node: &mut Node<'_>) -> Result<Value, Failure> {
         "GlobalAveragePool" => windows::average_pool(node, true),
         "MaxPool" => windows::max_pool(node, false),
         "GlobalMaxPool" => windows::max_pool(node, true),
-        "ReduceMean" => windows::reduce(node, true),
-        "ReduceSum" => windows::reduce(node, false),
+        "ReduceMean" => reduce::reduce(node, Reduction::Mean),
+        "ReduceSum" => reduce::reduce(node, Reduction::Sum),
+        "ReduceMax" => reduce::reduce(node, Reduction::Largest),
+        "ReduceMin" => reduce::reduce(node, Reduction::Smallest),
+        "ReduceL1" => reduce::reduce(node, Reduction::Magnitudes),
+        "ReduceSumSquare" => reduce::reduce(node, Reduction::Squares),
+        "ReduceProd" => reduce::reduce(node, Reduction::Product),
+        "ReduceLogSumExp" => reduce::log_sum_exp(node),
+        "Pow" => power(node),
+        "Exp" => exponential(node),
+        "Log" => logarithm(node),
+        "DepthToSpace" => layout::depth_to_space(node),
+        "SpaceToDepth" => layout::space_to_depth(node),
+        "ThresholdedRelu" => rectify::thresholded(node),
         "Abs" => rectify::absolute(node),
         "LeakyRelu" | "PRelu" => rectify::leaky_relu(node),
         "Clip" => rectify::clip(node),
@@ -131,7 +159,7 @@ fn evaluate_one(node: &mut Node<'_>) -> Result<Value, Failure> {
         "Erf" => smooth::function(node, Function::Erf),
         "Mish" => smooth::function(node, Function::Mish),
         "Gelu" => smooth::gelu(node),
-        "Swish" => smooth::swish(node),
+        "Swish" => smooth::swish(node, 1.0),
         "Elu" | "Selu" | "Celu" => smooth::exponential_unit(node),
         "HardSigmoid" => rectify::hard_sigmoid(node, false),
         "HardSwish" => rectify::hard_sigmoid(node, true),
@@ -158,6 +186,57 @@ fn relu(node: &mut Node<'_>) -> Result<Value, Failure> {
             Ok(Value::Activation(node.builder.relu(&activation, node.budget, node.name)?))
         }
         value => constant::map_floats(&value, node.name, node.budget, |value| value.max(0.0)),
+    }
+}
+
+/// `Pow` with a small constant exponent.
+fn power(node: &mut Node<'_>) -> Result<Value, Failure> {
+    let exponent = match node.input(1)? {
+        Value::Float(exponent) if exponent.len() == 1 => exponent.iter().sum(),
+        Value::Integer(exponent) if exponent.len() == 1 => {
+            constant::real_numbers(&exponent)?.iter().sum::<f64>()
+        }
+        _ => return unsupported("the exponent must be one constant"),
+    };
+    let activation = match node.input(0)? {
+        Value::Activation(activation) => activation,
+        value => return constant::map_floats(&value, node.name, node.budget, |value| value.powf(exponent)),
+    };
+    let square = |node: &mut Node<'_>, pair: [&Activation; 2]| {
+        node.builder.pairwise(Operation::Multiply, pair, node.budget, node.name)
+    };
+    if exponent == 1.0 {
+        return Ok(Value::Activation(activation));
+    }
+    if ![2.0, 3.0, 4.0].contains(&exponent) {
+        return unsupported("only the powers 1 to 4 are read; use Relu, Tanh or the like between layers");
+    }
+    let activation = node.builder.computed(&activation, node.budget)?;
+    let squared = square(node, [&activation; 2])?;
+    Ok(Value::Activation(match exponent {
+        2.0 => squared,
+        3.0 => square(node, [&squared, &activation])?,
+        _ => square(node, [&squared; 2])?,
+    }))
+}
+
+/// `Exp` after the last layer, where it does not change the order of the classes.
+fn exponential(node: &mut Node<'_>) -> Result<Value, Failure> {
+    match node.input(0)? {
+        Value::Activation(logits) => Ok(Value::Scores { logits, source: node.index }),
+        scores @ Value::Scores { .. } => Ok(scores),
+        value => constant::map_floats(&value, node.name, node.budget, f64::exp),
+    }
+}
+
+/// `Log` of probabilities, whose order it keeps.
+fn logarithm(node: &mut Node<'_>) -> Result<Value, Failure> {
+    match node.input(0)? {
+        scores @ Value::Scores { .. } => Ok(scores),
+        value @ Value::Float(_) => constant::map_floats(&value, node.name, node.budget, f64::ln),
+        _ => unsupported(
+            "only taken of the probabilities of a Softmax or Sigmoid; use Softplus or the like between layers",
+        ),
     }
 }
 
@@ -262,7 +341,92 @@ fn concatenate(node: &mut Node<'_>) -> Result<Value, Failure> {
         .collect();
     match activations {
         Some(parts) if !parts.is_empty() => layout::concatenate(node, &parts, axis),
+        _ if values.iter().any(|value| matches!(value, Value::Activation(_))) => {
+            with_constants(node, &values, axis)
+        }
         _ => constant::concatenate(&values, axis, node.name, node.budget),
+    }
+}
+
+/// `Concat` of values with constants: with zeros in the constants' places, to which these are added.
+fn with_constants(node: &mut Node<'_>, values: &[Value], axis: i64) -> Result<Value, Failure> {
+    let samples =
+        "joins values of the input with constants of other dimensions, or that differ from sample to sample";
+    let Some(first) = values.iter().find_map(|value| {
+        if let Value::Activation(activation) = value { Some(activation.clone()) } else { None }
+    }) else {
+        return unsupported(samples);
+    };
+    let mut parts = Vec::with_capacity(values.len());
+    let mut summands = Vec::with_capacity(values.len());
+    for value in values {
+        let (part, summand) = match value {
+            Value::Activation(activation) => {
+                let mut shape = vec![1];
+                shape.extend(&activation.shape);
+                node.budget.charge(activation.features(), node.name)?;
+                (activation.clone(), Value::float(ArrayD::zeros(IxDyn(&shape))))
+            }
+            Value::Float(constant)
+                if constant.ndim() == first.shape.len() + 1 && constant.shape()[0] == 1 =>
+            {
+                let shape = constant.shape()[1..].to_vec();
+                (node.builder.zeros(&first, shape, node.budget, node.name)?, value.clone())
+            }
+            _ => return unsupported(samples),
+        };
+        parts.push(part);
+        summands.push(summand);
+    }
+    let joined = layout::concatenate(node, &parts, axis)?;
+    let summand = constant::concatenate(&summands, axis, node.name, node.budget)?;
+    node.inputs = vec![Some(joined), Some(summand)];
+    linear::arithmetic(node, Arithmetic::Add)
+}
+
+/// `ConstantOfShape`; over the batch it is one number for all samples.
+fn constant_of_shape(node: &mut Node<'_>) -> Result<Value, Failure> {
+    let filler = node.constant().or_else(|failure| match failure {
+        Failure::Unsupported(_) => Ok(Value::float(ArrayD::zeros(IxDyn(&[1])))),
+        failure => Err(failure),
+    })?;
+    expanded(node, &filler, 0)
+}
+
+/// A constant repeated to the shape that input `index` gives.
+fn expanded(node: &mut Node<'_>, constant: &Value, index: usize) -> Result<Value, Failure> {
+    let shape = match node.input(index)? {
+        Value::Integer(shape) if shape.ndim() == 1 && shape.len() <= MAXIMUM_RANK => shape,
+        _ => return unsupported("the shape must be constant integers"),
+    };
+    let mut target = Vec::with_capacity(shape.len());
+    for (place, size) in shape.iter().enumerate() {
+        target.push(match size {
+            // One for all samples.
+            Integer::Batch if place == 0 => 1,
+            Integer::Known(size) => match usize::try_from(*size) {
+                Ok(size) => size,
+                Err(_) => return mismatch(node.name, "sizes of 0 or more", size.to_string()),
+            },
+            Integer::Batch => return unsupported("repeats the samples of a batch"),
+        });
+    }
+    let common = |own: &[usize]| constant::common_shape(own, &target);
+    node.budget.charge(constant::extent(&target), node.name)?;
+    let result = match constant {
+        Value::Float(array) => common(array.shape()).and_then(|shape| {
+            (constant::extent(&shape) <= MAXIMUM_ELEMENTS)
+                .then(|| array.broadcast(IxDyn(&shape)).map(|view| Value::float(view.to_owned())))?
+        }),
+        Value::Integer(array) => common(array.shape()).and_then(|shape| {
+            (constant::extent(&shape) <= MAXIMUM_ELEMENTS)
+                .then(|| array.broadcast(IxDyn(&shape)).map(|view| Value::integer(view.to_owned())))?
+        }),
+        _ => return unsupported("only constants and values that depend on the input are repeated"),
+    };
+    match result {
+        Some(value) => Ok(value),
+        None => mismatch(node.name, "a shape that the constant broadcasts to", format!("{target:?}")),
     }
 }
 
@@ -270,6 +434,7 @@ fn concatenate(node: &mut Node<'_>) -> Result<Value, Failure> {
 fn expand(node: &mut Node<'_>) -> Result<Value, Failure> {
     let activation = match node.input(0)? {
         Value::Activation(activation) => activation,
+        constant @ (Value::Float(_) | Value::Integer(_)) => return expanded(node, &constant, 1),
         _ => return unsupported("only values that depend on the input are repeated"),
     };
     let target = match node.input(1)? {

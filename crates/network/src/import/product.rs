@@ -3,7 +3,7 @@
 //! A matrix that is applied to every row of a value, as a dense layer at each position of a sequence is, becomes a
 //! convolution over the rows: its weights are shared once, not once for each row.
 
-use ndarray::{Array1, Array2, Array3, ArrayD, Axis, Ix1, Ix2, Ix3, IxDyn};
+use ndarray::{Array1, Array2, Array3, ArrayD, Axis, Ix2, Ix3, IxDyn};
 
 use super::{
     ImportError,
@@ -36,8 +36,9 @@ pub(super) fn gemm(node: &mut Node<'_>) -> Result<Value, Failure> {
     } else {
         Erasing::new(weights.t().as_standard_layout().into_owned() * alpha)
     };
-    let features = match activation.shape.as_slice() {
-        [features] => *features,
+    let (rows, features) = match activation.shape.as_slice() {
+        [features] => (1, *features),
+        [rows, features] if node.in_rows => (*rows, *features),
         shape => {
             return mismatch(node.name, "[batch, features]", format!("[batch, {}]", list(shape)));
         }
@@ -58,7 +59,12 @@ pub(super) fn gemm(node: &mut Node<'_>) -> Result<Value, Failure> {
         }
         Some(_) => return unsupported("the bias must be constant"),
     };
-    multiplied(node, &activation, weights, bias, vec![outputs])
+    let shape = if node.in_rows { vec![rows, outputs] } else { vec![outputs] };
+    let weights = Erasing::new(weights.view().insert_axis(Axis(0)).to_owned());
+    let bias = Erasing::new(bias.insert_axis(Axis(0)));
+    let result =
+        activation.multiplied_rows(node.builder, rows, (weights, bias), shape, node.budget, node.name)?;
+    Ok(Value::Activation(result))
 }
 
 /// `MatMul`.
@@ -277,18 +283,6 @@ fn stacked(
     let copy = view.broadcast(IxDyn(&whole)).expect("the stacks broadcast").iter().copied().collect();
     let copy = Array3::from_shape_vec((constant::extent(common), rows, columns), copy);
     Ok(Erasing::new(copy.expect("there is a matrix for each element")))
-}
-
-fn multiplied(
-    node: &mut Node<'_>,
-    activation: &Activation,
-    weights: Erasing<Ix2>,
-    bias: Array1<f64>,
-    shape: Vec<usize>,
-) -> Result<Value, Failure> {
-    let bias: Erasing<Ix1> = Erasing::new(bias);
-    let result = activation.multiplied(node.builder, weights, bias, shape, node.budget, node.name)?;
-    Ok(Value::Activation(result))
 }
 
 fn not_a_layer(left: &Value, right: &Value) -> Result<Value, Failure> {

@@ -61,8 +61,17 @@ pub(super) fn leaky_relu(node: &mut Node<'_>) -> Result<Value, Failure> {
     } else {
         Array1::from_elem(value.features(), node.float_attribute("alpha", 0.01)?)
     };
+    leaky_by(node, &value, slopes)
+}
+
+/// max(x, slope x) or the like.
+pub(super) fn leaky(node: &mut Node<'_>, value: &Activation, slope: f64) -> Result<Value, Failure> {
+    leaky_by(node, value, Array1::from_elem(value.features(), slope))
+}
+
+fn leaky_by(node: &mut Node<'_>, value: &Activation, slopes: Array1<f64>) -> Result<Value, Failure> {
     let slopes = Erasing::new(slopes);
-    let value = node.builder.computed(&value, node.budget)?;
+    let value = node.builder.computed(value, node.budget)?;
     let zeros = Array1::zeros(slopes.len());
     if slopes.iter().all(|slope| (0.0..=1.0).contains(slope)) {
         let flat = value.scaled(node.builder, &slopes, &zeros, node.budget, node.name)?;
@@ -111,9 +120,25 @@ pub(super) fn clipped(
     }
 }
 
+/// `ThresholdedRelu`: x where it is above alpha, else 0.
+pub(super) fn thresholded(node: &mut Node<'_>) -> Result<Value, Failure> {
+    let value = activation(node)?;
+    let alpha = node.float_attribute("alpha", 1.0)?;
+    let value = node.builder.computed(&value, node.budget)?;
+    let open = above(node, &value, alpha)?;
+    let gated = node.builder.pairwise(Operation::Multiply, [&value, &open], node.budget, node.name)?;
+    Ok(Value::Activation(gated))
+}
+
+/// 1 where a number is above `bound`, else 0.
+pub(super) fn above(node: &mut Node<'_>, value: &Activation, bound: f64) -> Result<Activation, Failure> {
+    let below = scaled(node, value, -1.0, bound)?;
+    let below = node.builder.step(&below, node.budget, node.name)?;
+    scaled(node, &below, -1.0, 1.0)
+}
+
 /// `Clip`: bounds are parameters before operator set 11, then inputs.
 pub(super) fn clip(node: &mut Node<'_>) -> Result<Value, Failure> {
-    let value = activation(node)?;
     let mut bounds = [f64::NEG_INFINITY, f64::INFINITY];
     for (bound, name, index) in [(0, "min", 1), (1, "max", 2)] {
         if let Some(given) = node.optional_float_attribute(name) {
@@ -133,6 +158,14 @@ pub(super) fn clip(node: &mut Node<'_>) -> Result<Value, Failure> {
     if bounds[1] >= unbounded {
         bounds[1] = f64::INFINITY;
     }
+    // Probabilities that are kept from 0 and 1 keep the order of the largest.
+    if let Value::Scores { logits, source } = node.input(0)?
+        && bounds[1] >= 1.0
+        && bounds[0] <= 1e-6
+    {
+        return Ok(Value::Scores { logits, source });
+    }
+    let value = activation(node)?;
     Ok(Value::Activation(clipped(node, &value, bounds)?))
 }
 

@@ -41,10 +41,52 @@ pub(super) fn reshape(node: &mut Node<'_>) -> Result<Value, Failure> {
                 None => unsupported("gives a constant the shape of a batch"),
             }
         }
+        Value::Activation(activation) => {
+            match (
+                sample_shape(&activation, &target, allow_zero, node.batch, node.name),
+                row_shape(&activation, &target, node.batch),
+            ) {
+                (Ok(shape), _) => Ok(Value::Activation(activation.reshaped(shape))),
+                (Err(_), Some(shape)) => Ok(Value::Rows(activation.reshaped(shape))),
+                (Err(failure), None) => Err(failure),
+            }
+        }
+        Value::Rows(activation) => {
+            if target.contains(&Integer::Known(0)) {
+                return unsupported(BATCH_MIXED);
+            }
+            let shape = sample_shape(&activation, &target, true, node.batch, node.name);
+            match (shape, row_shape(&activation, &target, node.batch)) {
+                (Ok(shape), _) => Ok(Value::Activation(activation.reshaped(shape))),
+                (Err(_), Some(shape)) => Ok(Value::Rows(activation.reshaped(shape))),
+                (Err(failure), None) => Err(failure),
+            }
+        }
         value => on_samples(value, |activation| {
             sample_shape(activation, &target, allow_zero, node.batch, node.name)
         }),
     }
+}
+
+/// Shape of a sample after `Reshape` to `target` when a part of it becomes rows of the first dimension.
+fn row_shape(activation: &Activation, target: &[Integer], batch: Option<usize>) -> Option<Vec<usize>> {
+    let (first, rest) = target.split_first()?;
+    let known = |size: &Integer| match size {
+        Integer::Known(size) => usize::try_from(*size).ok().filter(|&size| size > 0),
+        Integer::Batch => None,
+    };
+    let rest: Vec<usize> = rest.iter().map(known).collect::<Option<_>>()?;
+    let size = constant::extent(&rest);
+    let (features, rows) = (activation.features(), activation.features() / size);
+    let free = match *first {
+        Integer::Known(-1) => true,
+        Integer::Known(whole) => {
+            batch.is_some_and(|batch| usize::try_from(whole) == Ok(batch.saturating_mul(rows)))
+        }
+        Integer::Batch => false,
+    };
+    (free && rows > 1 && rows * size == features && !rest.is_empty())
+        .then(|| std::iter::once(rows).chain(rest).collect())
 }
 
 /// Applies a change of shape to whatever depends on the input.
@@ -61,6 +103,8 @@ fn on_samples(
             let shape = shape(&logits)?;
             Value::Scores { logits: logits.reshaped(shape), source }
         }
+        // One number has no order that a shape could change.
+        Value::Total { logits, source } => Value::Total { logits, source },
         Value::Sigmoid { logit, complement, source } => {
             let shape = shape(&logit)?;
             Value::Sigmoid { logit: logit.reshaped(shape), complement, source }

@@ -25,8 +25,8 @@ pub(super) fn gelu(node: &mut Node<'_>) -> Result<Value, Failure> {
 }
 
 /// `Swish`, x sigmoid(alpha x).
-pub(super) fn swish(node: &mut Node<'_>) -> Result<Value, Failure> {
-    let alpha = node.float_attribute("alpha", 1.0)?;
+pub(super) fn swish(node: &mut Node<'_>, default: f32) -> Result<Value, Failure> {
+    let alpha = node.float_attribute("alpha", default)?;
     if alpha == 0.0 {
         return unsupported("with alpha 0 it is x / 2; write that");
     }
@@ -81,6 +81,13 @@ pub(super) fn computed(
                 let computed = softmax(node, &flat, 0)?;
                 Some(Value::Activation(computed.reshaped(logits.shape)))
             }
+            // The two numbers that stand for one score are another.
+            Some(Value::Scores { logits, source: index })
+                if source(index) == Some(Source::Classifier) && logits.features() > 2 =>
+            {
+                found = true;
+                Some(Value::Activation(logits))
+            }
             Some(Value::Sigmoid { logit, complement, .. }) => {
                 found = true;
                 let value = sigmoid(node, &logit)?;
@@ -126,7 +133,7 @@ pub(super) fn softmax(node: &mut Node<'_>, value: &Activation, axis: usize) -> R
 
 /// The largest of each row of `[kept, count]`, as `[kept, 1]`: one half against the other, which overlap where the
 /// number is odd.
-fn largest(node: &mut Node<'_>, rows: &Activation, count: usize) -> Result<Activation, Failure> {
+pub(super) fn largest(node: &mut Node<'_>, rows: &Activation, count: usize) -> Result<Activation, Failure> {
     let (kept, mut count, mut rows) = (rows.shape[0], count, rows.clone());
     while count > 1 {
         let half = count.div_ceil(2);

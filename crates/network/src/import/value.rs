@@ -25,6 +25,16 @@ pub(super) enum Value {
     Integer(Rc<ArrayD<Integer>>),
     /// Depends on the input.
     Activation(Activation),
+    /// As [`Value::Activation`] of shape `[rows, ...]`, but with the rows of all samples as the first dimension.
+    Rows(Activation),
+    /// One number for each sample that is added to the scores of all classes, or divides them and is above zero:
+    /// the logarithm of the sum of their powers, or the sum of scores.
+    Total {
+        /// What orders the classes.
+        logits: Activation,
+        /// Index of its node.
+        source: usize,
+    },
     /// The sigmoid of one score, or one minus it.
     Sigmoid {
         /// The score.
@@ -61,7 +71,11 @@ impl Value {
     pub(super) fn depends_on_input(&self) -> bool {
         match self {
             Self::Float(_) | Self::Integer(_) => false,
-            Self::Activation(_) | Self::Sigmoid { .. } | Self::Scores { .. } => true,
+            Self::Activation(_)
+            | Self::Rows(_)
+            | Self::Total { .. }
+            | Self::Sigmoid { .. }
+            | Self::Scores { .. } => true,
             Self::Unknown { depends_on_input } => *depends_on_input,
         }
     }
@@ -69,7 +83,9 @@ impl Value {
     /// Index of the softmax or sigmoid that the value is the result of, if it is.
     pub(super) fn source(&self) -> Option<usize> {
         match self {
-            Self::Sigmoid { source, .. } | Self::Scores { source, .. } => Some(*source),
+            Self::Sigmoid { source, .. } | Self::Scores { source, .. } | Self::Total { source, .. } => {
+                Some(*source)
+            }
             _ => None,
         }
     }
@@ -80,6 +96,8 @@ impl Value {
             Self::Float(array) => format!("a constant of shape {:?}", array.shape()),
             Self::Integer(array) => format!("integers of shape {:?}", array.shape()),
             Self::Activation(activation) => format!("[batch, {}]", list(&activation.shape)),
+            Self::Rows(activation) => format!("[batch x {}]", list(&activation.shape)),
+            Self::Total { .. } => "a sum over all classes".to_owned(),
             Self::Sigmoid { .. } => "the result of a Sigmoid".to_owned(),
             Self::Scores { .. } => "the result of a Softmax or Sigmoid".to_owned(),
             Self::Unknown { .. } => "the result of an unsupported node".to_owned(),
@@ -92,6 +110,8 @@ impl Value {
 pub(super) enum Source {
     Sigmoid,
     Softmax,
+    /// A classifier whose scores are numbers as they are.
+    Classifier,
 }
 
 /// Where a LogSoftmax or the scores of a classifier may stand.

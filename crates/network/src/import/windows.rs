@@ -229,7 +229,7 @@ fn first_tap(convolution: &Convolution, axis: usize, window: usize, place: usize
 }
 
 /// Sums of windows, divided by as many numbers as each position counts.
-fn average(
+pub(super) fn average(
     node: &mut Node<'_>,
     mut activation: Activation,
     windows: Convolution,
@@ -254,39 +254,6 @@ fn average(
     let scale = factors(windows.channels[0]);
     let zeros = Array1::zeros(scale.len());
     Ok(Value::Activation(sums.scaled(node.builder, &scale, &zeros, node.budget, node.name)?))
-}
-
-/// `ReduceMean` and `ReduceSum` over dimensions of a sample.
-pub(super) fn reduce(node: &mut Node<'_>, mean: bool) -> Result<Value, Failure> {
-    let activation = activation(node)?;
-    let axes = match node.integers_attribute("axes") {
-        Some(axes) => axes,
-        None if node.optional(1).is_some() => node.integers(1)?,
-        None => return unsupported("runs over the batch; name the axes"),
-    };
-    let rank = activation.shape.len();
-    let mut reduced = vec![false; rank];
-    for axis in axes {
-        match super::value::normalise_axis(axis, rank + 1, node.name)?.checked_sub(1) {
-            Some(axis) => reduced[axis] = true,
-            None => return unsupported("runs over the batch; name other axes"),
-        }
-    }
-    // The dimensions that go are brought to the end.
-    let order: Vec<usize> =
-        (0..rank).filter(|&axis| !reduced[axis]).chain((0..rank).filter(|&axis| reduced[axis])).collect();
-    let count: usize = (0..rank).filter(|&axis| reduced[axis]).map(|axis| activation.shape[axis]).product();
-    let kept = activation.features() / count;
-    let places = super::layout::permuted(&activation.shape, &order);
-    let moved = node.builder.gathered(&activation, vec![kept, count], &places, node.budget, node.name)?;
-    let keep = node.integer_attribute("keepdims", 1) != 0;
-    let shape = (0..rank)
-        .filter(|&axis| keep || !reduced[axis])
-        .map(|axis| if reduced[axis] { 1 } else { activation.shape[axis] })
-        .collect();
-    let windows =
-        Convolution { size: [1, count], kernel: [1, count], ..Convolution::per_channel(kept, count) };
-    average(node, moved, windows, &[if mean { count } else { 1 }], shape)
 }
 
 /// `MaxPool` and `GlobalMaxPool`: along the width, then along the height, neighbours first.
