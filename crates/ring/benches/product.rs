@@ -1,27 +1,84 @@
-//! Matrix products modulo 2^64 of the size of a layer, for one query and for batches. The throughput
-//! is in elements: one element is one multiplication and addition.
+//! Matrix products of the sizes of layers by each kernel of this machine. The throughput is in
+//! elements: one element is one multiplication and addition.
+//!
+//! `cargo bench -p concilium-ring --bench product -- 'u64.*1x784x128'` runs a part.
 
 use std::hint::black_box;
 
-use concilium_ring::{Element, PackedMatrix, Z64};
+use concilium_ring::{Element, Kernel, PackedMatrix, Z32, Z64};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use ndarray::Array2;
+use ndarray::{Array2, ArrayView2, s};
 
-fn products(criterion: &mut Criterion) {
-    let (inner, columns) = (784, 128);
-    let right = Array2::from_shape_fn((inner, columns), |(i, j)| Z64::from_signed((i * 7 + j) as i64));
-    let packed = PackedMatrix::pack(right.view());
-    let mut group = criterion.benchmark_group("product with [784, 128] modulo 2^64");
-    for rows in [1, 2, 4, 16, 128] {
-        let left = Array2::from_shape_fn((rows, inner), |(i, j)| Z64::from_signed((i * j) as i64 - 5));
-        let mut out = Array2::from_elem((rows, columns), Z64::ZERO);
-        group.throughput(Throughput::Elements((rows * inner * columns) as u64));
-        group.bench_function(format!("{rows} rows"), |bencher| {
-            bencher.iter(|| packed.multiply_add(black_box(left.view()), out.view_mut()));
-        });
-    }
-    group.finish();
+/// Rows, inner dimension and columns: a layer for a batch and for one query, the first layer of fifty
+/// owners side by side, later layers, and convolutions as products with gathered windows.
+const SHAPES: [(usize, usize, usize); 10] = [
+    (128, 784, 128),
+    (128, 128, 10),
+    (32, 784, 128),
+    (8, 784, 128),
+    (3, 784, 128),
+    (1, 784, 128),
+    (1, 784, 6400),
+    (576, 25, 16),
+    (64, 400, 16),
+    (32, 256, 100),
+];
+
+fn words<E: Element>(rows: usize, columns: usize) -> Array2<E> {
+    Array2::from_shape_fn((rows, columns), |(i, j)| {
+        E::from_unsigned(((i * columns + j + 1) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    })
 }
 
-criterion_group!(benches, products);
+fn none<E: Element>(left: &Array2<E>) -> ArrayView2<'_, E> {
+    left.slice(s![.., ..0])
+}
+
+fn products<E: Element>(criterion: &mut Criterion) {
+    for (rows, inner, columns) in SHAPES {
+        let mut group = criterion.benchmark_group(format!("u{} {rows}x{inner}x{columns}", E::BITS));
+        group.throughput(Throughput::Elements((rows * inner * columns) as u64));
+        let packed = PackedMatrix::pack(words::<E>(inner, columns).view());
+        let left = words::<E>(rows, inner);
+        let mut out = words::<E>(rows, columns);
+        for kernel in Kernel::available() {
+            group.bench_function(kernel.name(), |bencher| {
+                bencher.iter(|| {
+                    packed.multiply_add_with(kernel, black_box(left.view()), none(&left), out.view_mut());
+                });
+            });
+        }
+        group.finish();
+    }
+}
+
+/// A server's term of a replicated product, as two products and as one of twice the inner dimension.
+fn replicated(criterion: &mut Criterion) {
+    for (rows, inner, columns) in SHAPES {
+        let mut group = criterion.benchmark_group(format!("replicated u64 {rows}x{inner}x{columns}"));
+        group.throughput(Throughput::Elements((2 * rows * inner * columns) as u64));
+        let (sum, own) = (words::<Z64>(inner, columns), words::<Z64>(inner, columns));
+        let apart = [&sum, &own].map(|matrix| PackedMatrix::pack(matrix.view()));
+        let mut stacked = PackedMatrix::zeros(2 * inner, columns);
+        stacked.add_block(0, 0, sum.view());
+        stacked.add_block(inner, 0, own.view());
+        let lefts = [words::<Z64>(rows, inner), words::<Z64>(rows, inner)];
+        let mut out = words::<Z64>(rows, columns);
+        group.bench_function("two products", |bencher| {
+            bencher.iter(|| {
+                for (packed, left) in apart.iter().zip(&lefts) {
+                    packed.multiply_add(black_box(left.view()), out.view_mut());
+                }
+            });
+        });
+        group.bench_function("one product", |bencher| {
+            bencher.iter(|| {
+                stacked.multiply_add_pair(black_box(lefts[0].view()), lefts[1].view(), out.view_mut());
+            });
+        });
+        group.finish();
+    }
+}
+
+criterion_group!(benches, products::<Z64>, products::<Z32>, replicated);
 criterion_main!(benches);

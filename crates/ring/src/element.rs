@@ -11,11 +11,17 @@ pub type Z64 = Wrapping<u64>;
 /// An integer modulo 2^32.
 pub type Z32 = Wrapping<u32>;
 
-/// An element of Z_2^k for a machine word of k bits.
+mod sealed {
+    /// Kernels read elements as the words that they wrap, so no other type may become one.
+    pub trait Sealed {}
+}
+
+/// An element of Z_2^k for a machine word of k bits: [`Z64`] or [`Z32`].
 ///
 /// Signed integers in `[-2^(k-1), 2^(k-1))` are represented in two's complement.
 pub trait Element:
-    Copy
+    sealed::Sealed
+    + Copy
     + Default
     + Eq
     + Pod
@@ -64,6 +70,8 @@ pub trait Element:
 
 macro_rules! implement_element {
     ($word:ty, $signed:ty) => {
+        impl sealed::Sealed for Wrapping<$word> {}
+
         impl Element for Wrapping<$word> {
             const BITS: u32 = <$word>::BITS;
             const BYTES: usize = size_of::<$word>();

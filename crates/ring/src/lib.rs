@@ -2,7 +2,7 @@
 //!
 //! Ring elements are [`std::num::Wrapping`] integers, so that `+`, `-` and `*` are the ring's
 //! operations and can't overflow. Matrices are `ndarray` arrays of them. Products go through
-//! [`PackedMatrix`], whose memory layout belongs to the kernel that was chosen for the machine.
+//! [`PackedMatrix`], by the fastest [`Kernel`] that the machine can run and that passes [`self_check`].
 
 #[cfg(not(target_endian = "little"))]
 compile_error!("ring elements are sent as they lie in memory, so only little-endian machines are supported");
@@ -13,4 +13,4 @@ pub mod matrix;
 
 pub use element::{Element, Z32, Z64};
 pub use fixed_point::{FixedPoint, FixedPointError};
-pub use matrix::PackedMatrix;
+pub use matrix::{Kernel, PackedMatrix, SelfCheck, kernel_name, self_check};

@@ -1,42 +1,72 @@
 //! Matrix products modulo 2^k with one operand packed ahead of time.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod kernel;
+mod panels;
 mod portable;
+mod product;
+#[cfg(test)]
+mod tests;
+#[cfg(target_arch = "x86_64")]
+mod vector;
 
 use ndarray::{ArrayView2, ArrayViewMut2};
-use zeroize::Zeroize;
 
+pub use self::kernel::{Kernel, SelfCheck, kernel_name, self_check};
+use self::panels::Panels;
+use self::product::Product;
 use crate::element::Element;
 
-/// The right operand of a matrix product, in the memory layout of the kernel that multiplies it.
+/// The right operand of a matrix product, in the memory layout that the kernels share.
 ///
 /// Weights are packed once when a model is loaded and multiplied many times. They are one server's
 /// share of a secret: the memory is overwritten when the matrix is dropped, and nothing prints it.
-pub struct PackedMatrix<E: Element> {
-    rows: usize,
-    columns: usize,
-    panels: Vec<E>,
-}
+///
+/// Memory: an element takes its own size. Columns are filled up to a multiple of 8 (64-bit elements)
+/// or 16 (32-bit ones).
+pub struct PackedMatrix<E: Element>(Panels<E>);
 
 impl<E: Element> PackedMatrix<E> {
     /// Packs a matrix of any strides.
     pub fn pack(matrix: ArrayView2<'_, E>) -> Self {
-        let (rows, columns) = matrix.dim();
-        PackedMatrix { rows, columns, panels: portable::pack(matrix) }
+        let mut packed = Self::zeros(matrix.nrows(), matrix.ncols());
+        packed.add_block(0, 0, matrix);
+        packed
+    }
+
+    /// A matrix of zeros, to be filled by [`add_block`](Self::add_block).
+    pub fn zeros(rows: usize, columns: usize) -> Self {
+        PackedMatrix(Panels::zeros(rows, columns))
+    }
+
+    /// Adds a block to the elements from `(row, column)` on. Owners whose networks take the same input
+    /// lie side by side in one matrix, and the two components of a share one upon the other or added
+    /// up, without an unpacked copy of either.
+    ///
+    /// # Panics
+    /// If the block reaches beyond the matrix.
+    pub fn add_block(&mut self, row: usize, column: usize, block: ArrayView2<'_, E>) {
+        let (rows, columns) = block.dim();
+        assert!(row + rows <= self.rows() && column + columns <= self.columns(), "the block lies outside");
+        self.0.add(row, column, block);
     }
 
     /// The number of rows, which is the inner dimension of a product.
     pub fn rows(&self) -> usize {
-        self.rows
+        self.0.rows()
     }
 
     /// The number of columns of a product.
     pub fn columns(&self) -> usize {
-        self.columns
+        self.0.columns()
     }
 
     /// Bytes of memory that the packed matrix takes.
     pub fn memory_bytes(&self) -> usize {
-        self.panels.len() * E::BYTES
+        self.0.memory_bytes()
     }
 
     /// Adds `left * self` to `out`, modulo 2^k: `left` is `[m, rows]`, `out` is `[m, columns]`.
@@ -44,74 +74,38 @@ impl<E: Element> PackedMatrix<E> {
     /// # Panics
     /// If the shapes do not fit each other; callers have checked them.
     pub fn multiply_add(&self, left: ArrayView2<'_, E>, out: ArrayViewMut2<'_, E>) {
-        assert_eq!(left.ncols(), self.rows, "inner dimensions differ");
-        assert_eq!(out.dim(), (left.nrows(), self.columns), "the result has another shape");
-        portable::multiply_add(left, &self.panels, out);
-    }
-}
-
-impl<E: Element> Drop for PackedMatrix<E> {
-    fn drop(&mut self) {
-        bytemuck::cast_slice_mut::<E, u8>(&mut self.panels).zeroize();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::num::Wrapping;
-
-    use ndarray::{Array2, s};
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::element::{Z32, Z64};
-
-    /// A counter-based generator: cases are replayed from the numbers that proptest prints.
-    fn noise(seed: u64, index: usize) -> u64 {
-        let mut word = seed.wrapping_add((index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        word ^ (word >> 31)
+        let none = left.reborrow().split_at(ndarray::Axis(1), left.ncols()).1;
+        self.multiply_add_with(Kernel::selected(), left, none, out);
     }
 
-    fn random<E: Element>(seed: u64, rows: usize, columns: usize) -> Array2<E> {
-        Array2::from_shape_fn((rows, columns), |(i, j)| E::from_unsigned(noise(seed, i * columns + j)))
+    /// Adds `[first | second] * self` to `out`: the sum of two products in one pass over `out`, where
+    /// the columns of `first` belong to the upper rows and those of `second` to the lower ones. A
+    /// server's term `x_i (W_i + W_{i+1}) + x_{i+1} W_i` of a replicated product is of this form.
+    ///
+    /// # Panics
+    /// If the shapes do not fit each other; callers have checked them.
+    pub fn multiply_add_pair(
+        &self,
+        first: ArrayView2<'_, E>,
+        second: ArrayView2<'_, E>,
+        out: ArrayViewMut2<'_, E>,
+    ) {
+        self.multiply_add_with(Kernel::selected(), first, second, out);
     }
 
-    fn naive<E: Element>(left: ArrayView2<'_, E>, right: ArrayView2<'_, E>) -> Array2<E> {
-        Array2::from_shape_fn((left.nrows(), right.ncols()), |(i, j)| {
-            (0..left.ncols()).fold(E::ZERO, |sum, k| sum + left[(i, k)] * right[(k, j)])
-        })
-    }
-
-    fn agrees<E: Element + std::fmt::Debug>(seed: u64, m: usize, k: usize, n: usize) {
-        let left = random::<E>(seed, m, k);
-        let right = random::<E>(seed ^ 1, k, n);
-        let start = random::<E>(seed ^ 2, m, n);
-        let mut out = start.clone();
-        PackedMatrix::pack(right.view()).multiply_add(left.view(), out.view_mut());
-        let mut expected = naive(left.view(), right.view());
-        expected.zip_mut_with(&start, |sum, &first| *sum += first);
-        assert_eq!(out, expected, "shape {m} x {k} x {n}, seed {seed}");
-    }
-
-    proptest! {
-        #[test]
-        fn product_agrees_with_the_definition(seed: u64, m in 0usize..20, k in 0usize..70, n in 0usize..40) {
-            agrees::<Z64>(seed, m, k, n);
-            agrees::<Z32>(seed, m, k, n);
+    /// [`multiply_add_pair`](Self::multiply_add_pair) by a certain kernel, for tests and benchmarks.
+    ///
+    /// # Panics
+    /// If the shapes do not fit each other.
+    pub fn multiply_add_with(
+        &self,
+        kernel: Kernel,
+        first: ArrayView2<'_, E>,
+        second: ArrayView2<'_, E>,
+        out: ArrayViewMut2<'_, E>,
+    ) {
+        if let Some(mut product) = Product::new([first.reborrow(), second.reborrow()], &self.0, out) {
+            kernel.run(&mut product);
         }
-    }
-
-    #[test]
-    fn strided_operands_are_taken() {
-        let (wide, tall) = (random::<Z64>(3, 9, 40), random::<Z64>(4, 21, 26));
-        let (left, right) = (wide.slice(s![.., 7..20]), tall.slice(s![..;-1, ..]).reversed_axes());
-        let right = right.slice(s![..13, ..]);
-        let mut whole = Array2::from_elem((9, 60), Wrapping(0));
-        let columns = right.ncols();
-        PackedMatrix::pack(right).multiply_add(left, whole.slice_mut(s![.., 30..30 + columns]));
-        assert_eq!(whole.slice(s![.., 30..30 + columns]), naive(left, right));
-        assert!(whole.slice(s![.., ..30]).iter().all(|element| *element == Wrapping(0)));
     }
 }
