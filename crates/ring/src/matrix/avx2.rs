@@ -67,6 +67,12 @@ unsafe impl Lanes for Quadwords {
     }
 
     #[inline(always)]
+    fn prefetch(address: *const u8) {
+        // SAFETY: a prefetch is a hint, which does not fault.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+
+    #[inline(always)]
     unsafe fn multiply_add(sum: Self::Sum, left: __m256i, right: Self::Right) -> Self::Sum {
         unsafe {
             let low = _mm256_add_epi64(sum.0, _mm256_mul_epu32(left, right.0));
@@ -109,6 +115,12 @@ unsafe impl Lanes for Doublewords {
     #[inline(always)]
     unsafe fn load(elements: *const u8) -> __m256i {
         unsafe { _mm256_loadu_si256(elements.cast()) }
+    }
+
+    #[inline(always)]
+    fn prefetch(address: *const u8) {
+        // SAFETY: a prefetch is a hint, which does not fault.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
     }
 
     #[inline(always)]

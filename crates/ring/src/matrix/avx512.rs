@@ -59,6 +59,12 @@ unsafe impl Lanes for Quadwords {
     }
 
     #[inline(always)]
+    fn prefetch(address: *const u8) {
+        // SAFETY: a prefetch is a hint, which does not fault.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+
+    #[inline(always)]
     unsafe fn multiply_add(sum: __m512i, left: __m512i, right: __m512i) -> __m512i {
         unsafe { _mm512_add_epi64(sum, _mm512_mullo_epi64(left, right)) }
     }
@@ -95,6 +101,12 @@ unsafe impl Lanes for Doublewords {
     #[inline(always)]
     unsafe fn load(elements: *const u8) -> __m512i {
         unsafe { _mm512_loadu_si512(elements.cast()) }
+    }
+
+    #[inline(always)]
+    fn prefetch(address: *const u8) {
+        // SAFETY: a prefetch is a hint, which does not fault.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
     }
 
     #[inline(always)]

@@ -6,8 +6,6 @@ use super::panels::LINE_BYTES;
 use super::product::Product;
 use crate::element::Element;
 
-/// Rows of the left operand that are multiplied at once.
-const TILE_ROWS: usize = 4;
 /// Rows of a panel that stay in the first-level cache while all left rows pass over them.
 const BLOCK: usize = 256;
 
@@ -21,6 +19,8 @@ pub(super) fn multiply_add<E: Element>(product: &mut Product<'_, E>) {
 }
 
 fn multiply_lines<E: Element, const COLUMNS: usize>(product: &mut Product<'_, E>) {
+    // Rows of the left operand that are multiplied at once: as many as compilers keep in registers.
+    let tile_rows = if E::BITS == 64 { 3 } else { 4 };
     let right = product.right();
     let rows = product.rows();
     let mut first_row = 0;
@@ -44,8 +44,8 @@ fn multiply_lines<E: Element, const COLUMNS: usize>(product: &mut Product<'_, E>
                     let end = inner.min(start + BLOCK);
                     let block =
                         Block { elements: &elements[start * panel.stride..], stride: panel.stride, offset };
-                    for top in (0..rows).step_by(TILE_ROWS) {
-                        let bottom = rows.min(top + TILE_ROWS);
+                    for top in (0..rows).step_by(tile_rows) {
+                        let bottom = rows.min(top + tile_rows);
                         let out = product.out().slice_mut(s![top..bottom, columns.clone()]);
                         let row = |i: usize| &lines[top + i][start..end];
                         // A single query is one row: a tile of its height does a quarter of the work.

@@ -21,6 +21,11 @@ use crate::element::Element;
 /// Bytes of the left operand of one block, which should stay in the second-level cache.
 const LEFT_BLOCK_BYTES: usize = 256 << 10;
 
+/// Rows up to which the whole inner dimension is one block.
+const FEW_ROWS: usize = 8;
+/// How far ahead the right operand is asked for.
+const PREFETCH_BYTES: usize = 2048;
+
 /// Vectors of ring elements in some instruction set.
 ///
 /// # Safety
@@ -43,6 +48,8 @@ pub(super) unsafe trait Lanes {
     unsafe fn zero() -> Self::Sum;
     unsafe fn spread(element: *const u8) -> Self::Left;
     unsafe fn load(elements: *const u8) -> Self::Right;
+    /// Asks for the cache line at an address, which need not be valid.
+    fn prefetch(address: *const u8);
     unsafe fn multiply_add(sum: Self::Sum, left: Self::Left, right: Self::Right) -> Self::Sum;
     /// Adds the sums to the elements at `target`.
     unsafe fn add_to(target: *mut u8, sum: Self::Sum);
@@ -91,7 +98,7 @@ pub(super) unsafe fn multiply_add<E: Element, V: Lanes, const VECTORS: usize>(pr
     let (out_stride, out) = (product.out().strides()[0] * size, product.out().as_mut_ptr());
     let heights = Heights::new(rows, V::MAX_ROWS);
     // A few rows pass over everything once: results are then touched once, too.
-    let block = if rows <= V::MAX_ROWS { inner } else { V::BLOCK };
+    let block = if rows <= FEW_ROWS { inner } else { V::BLOCK };
     let many = heights.align(LEFT_BLOCK_BYTES / (block * E::BYTES));
     for first_row in (0..rows).step_by(many) {
         let rows = first_row..rows.min(first_row + many);
@@ -193,6 +200,12 @@ impl Corner {
                 }
                 let mut offset = 0;
                 for _ in start..end {
+                    // One row waits for memory all the same, and in the cache it would only be slowed down.
+                    if ROWS > 1 {
+                        for i in 0..(VECTORS * V::BYTES).div_ceil(LINE_BYTES) {
+                            V::prefetch(line.wrapping_add(PREFETCH_BYTES + i * LINE_BYTES));
+                        }
+                    }
                     // A loop, as a closure would be compiled without the instruction set.
                     let mut right = [V::load(line); VECTORS];
                     for (i, vector) in right.iter_mut().enumerate().skip(1) {
