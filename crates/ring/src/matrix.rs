@@ -1,5 +1,7 @@
 //! Matrix products modulo 2^k with one operand packed ahead of time.
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]

@@ -5,6 +5,8 @@ use std::sync::OnceLock;
 use ndarray::{Array2, ArrayViewMut2, s};
 use zeroize::Zeroize;
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use super::amx;
 use super::panels::Panels;
 use super::portable;
 use super::product::Product;
@@ -26,6 +28,8 @@ enum Instructions {
     Avx2,
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    Amx,
 }
 
 /// The outcome of [`self_check`].
@@ -47,6 +51,8 @@ impl Kernel {
             kernels.extend(avx2::is_available().then_some(Kernel(Instructions::Avx2)));
             kernels.extend(avx512::is_available().then_some(Kernel(Instructions::Avx512)));
         }
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        kernels.extend(amx::is_available().then_some(Kernel(Instructions::Amx)));
         kernels
     }
 
@@ -63,7 +69,19 @@ impl Kernel {
             Instructions::Avx2 => "AVX2",
             #[cfg(target_arch = "x86_64")]
             Instructions::Avx512 => "AVX-512",
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Instructions::Amx => "AMX",
         }
+    }
+
+    /// The AMX kernel even where [`available`](Self::available) lacks it.
+    ///
+    /// # Safety
+    /// Its instructions are executed or emulated on this thread.
+    #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
+    #[allow(unsafe_code)]
+    pub(super) unsafe fn amx() -> Kernel {
+        Kernel(Instructions::Amx)
     }
 
     pub(super) fn run<E: Element>(self, product: &mut Product<'_, E>) {
@@ -94,6 +112,9 @@ impl Kernel {
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Instructions::Avx512 => unsafe { avx512::multiply_add(product) },
+            // SAFETY: as above.
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Instructions::Amx => unsafe { amx::multiply_add(product) },
         }
     }
 

@@ -14,6 +14,8 @@
 
 #![allow(unsafe_code)]
 
+use ndarray::ArrayView2;
+
 use super::panels::{LINE_BYTES, Panel};
 use super::product::Product;
 use crate::element::Element;
@@ -57,11 +59,29 @@ pub(super) unsafe trait Lanes {
 
 /// A left operand: strides are in bytes.
 #[derive(Clone, Copy)]
-struct Part {
+pub(super) struct Part {
     start: *const u8,
     row_stride: isize,
-    stride: isize,
-    inner: usize,
+    pub(super) stride: isize,
+    pub(super) inner: usize,
+}
+
+impl Part {
+    pub(super) fn of<E: Element>(left: &[ArrayView2<'_, E>; 2]) -> [Part; 2] {
+        let size = size_of::<E>() as isize;
+        [0, 1].map(|part: usize| Part {
+            start: left[part].as_ptr().cast(),
+            row_stride: left[part].strides()[0] * size,
+            stride: left[part].strides()[1] * size,
+            inner: left[part].ncols(),
+        })
+    }
+
+    /// Where an element lies.
+    #[inline(always)]
+    pub(super) fn at(&self, row: usize, index: usize) -> *const u8 {
+        self.start.wrapping_offset(row as isize * self.row_stride + index as isize * self.stride)
+    }
 }
 
 /// A corner of the product: some left rows, the whole or a part of the inner dimension, and a panel or the
@@ -87,12 +107,7 @@ struct Corner {
 pub(super) unsafe fn multiply_add<E: Element, V: Lanes, const VECTORS: usize>(product: &mut Product<'_, E>) {
     assert!(product.has_adjacent_columns(), "the columns of the result are not adjacent");
     let size = size_of::<E>() as isize;
-    let parts = product.left().map(|left| Part {
-        start: left.as_ptr().cast(),
-        row_stride: left.strides()[0] * size,
-        stride: left.strides()[1] * size,
-        inner: left.ncols(),
-    });
+    let parts = Part::of(product.left());
     let (right, rows) = (product.right(), product.rows());
     let (inner, elements) = (right.rows(), right.elements().as_ptr());
     let (out_stride, out) = (product.out().strides()[0] * size, product.out().as_mut_ptr());
@@ -191,12 +206,9 @@ impl Corner {
                 let start = self.inner.0.clamp(first, first + part.inner);
                 let end = self.inner.1.clamp(first, first + part.inner);
                 let mut line = self.right.add(start * self.right_stride);
-                let corner = part
-                    .start
-                    .offset(self.top as isize * part.row_stride + (start - first) as isize * part.stride);
-                let mut lefts = [corner; ROWS];
+                let mut lefts = [part.start; ROWS];
                 for (row, left) in lefts.iter_mut().enumerate() {
-                    *left = corner.wrapping_offset(row as isize * part.row_stride);
+                    *left = part.at(self.top + row, start - first);
                 }
                 let mut offset = 0;
                 for _ in start..end {
