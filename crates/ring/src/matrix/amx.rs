@@ -10,7 +10,8 @@
 //! products of up to 255^2 are added for each inner index, and 4 * 255^2 * `CHUNK` < 2^32: no sum wraps.
 //!
 //! Weights stay in the layout of the other kernels and are cut into limbs block by block, which
-//! costs a small part of a product with many rows; a few rows are multiplied by AVX-512.
+//! costs a small part of a product with many rows. Where it, or cutting up the left operand, would take
+//! longer than the product, as with a few rows or with few columns, [`pays`] leaves it to AVX-512.
 //!
 //! # Invariants
 //! - [`multiply_add`] runs only where [`is_available`] is true: the processor has AMX and the vector
@@ -51,9 +52,6 @@ const _: () = assert!(4 * 255 * 255 * (CHUNK as u64) < 1 << 32);
 /// Bytes of limbs of left rows that are held at once: with a strip of columns they stay in the
 /// second-level cache.
 const LEFT_BYTES: usize = 1 << 20;
-/// With fewer rows the tiles are mostly empty and cutting up the weights takes longest.
-const MIN_ROWS: usize = 8;
-
 /// Whether the processor has the instructions and the system grants the tile state, for which it is
 /// asked once.
 pub(super) fn is_available() -> bool {
@@ -110,12 +108,36 @@ fn is_granted() -> bool {
 pub(super) unsafe fn multiply_add<E: Element>(product: &mut Product<'_, E>) {
     // SAFETY: what is available includes AVX-512.
     unsafe {
-        if product.rows() < MIN_ROWS {
-            avx512::multiply_add(product);
-        } else {
+        if pays::<E>(product.rows(), product.right().rows(), product.right().columns()) {
             multiply_tiles(product);
+        } else {
+            avx512::multiply_add(product);
         }
     }
+}
+
+/// Whether a product takes clearly less time by tiles than by vectors, estimated in sixteenths of a
+/// cycle.
+///
+/// A tile instruction takes 16 cycles. Cutting and joining were measured by themselves, per word of the
+/// left operand, of the right one and of the result; vectors do eight 64-bit products in two cycles and
+/// sixteen 32-bit ones in one and a half on the processors that have tiles.
+fn pays<E: Element>(rows: usize, inner: usize, columns: usize) -> bool {
+    let (limb_products, left_word, right_word, result_word, vector_product) =
+        if E::BITS == 64 { (36, 22, 14, 35, 4.0) } else { (10, 11, 7, 18, 1.5) };
+    let (depth, width) = (inner.next_multiple_of(DEPTH), columns.next_multiple_of(TILE));
+    let tiles = rows.div_ceil(TILE) * (depth / DEPTH) * (width / TILE) * limb_products * 16 * 16;
+    let passes = rows.div_ceil(row_pairs(E::BYTES, rows, inner) * 2 * TILE);
+    let cutting = rows * depth * left_word + passes * depth * width * right_word;
+    let joining = inner.div_ceil(CHUNK) * rows * width * result_word;
+    let vectors = (rows * inner * columns) as f64 * vector_product;
+    1.25 * (tiles + cutting + joining) as f64 <= vectors
+}
+
+/// Pairs of tiles of left rows that are cut into limbs at once.
+fn row_pairs(limbs: usize, rows: usize, inner: usize) -> usize {
+    let pair_bytes = limbs * inner.min(CHUNK).div_ceil(DEPTH) * PAIR_BYTES;
+    rows.div_ceil(2 * TILE).min((LEFT_BYTES / pair_bytes).max(1))
 }
 
 /// # Safety
@@ -169,7 +191,7 @@ unsafe fn multiply_limbs<E: Element, const LIMBS: usize>(product: &mut Product<'
     let columns = column_tiles(right);
     let (out_stride, out) = (product.out().strides()[0], product.out().as_mut_ptr());
     let most_blocks = inner.min(CHUNK).div_ceil(DEPTH);
-    let pairs = rows.div_ceil(2 * TILE).min((LEFT_BYTES / (LIMBS * most_blocks * PAIR_BYTES)).max(1));
+    let pairs = row_pairs(LIMBS, rows, inner);
     let mut scratch = Scratch::new(LIMBS, most_blocks, pairs);
     // SAFETY: the processor has tiles, and they are released before anything else runs.
     let _tiles = unsafe { Tiles::configure() };

@@ -32,6 +32,10 @@ enum Instructions {
     Amx,
 }
 
+/// Rows, inner dimension and columns of the products that the self-check computes, from two left
+/// operands each: one row, and as many as it takes for tiles, with a narrow last panel.
+pub(super) const CHECKED_SHAPES: [(usize, usize, usize); 3] = [(1, 70, 41), (11, 64, 24), (40, 203, 41)];
+
 /// The outcome of [`self_check`].
 #[derive(Clone, Debug)]
 pub struct SelfCheck {
@@ -74,16 +78,6 @@ impl Kernel {
         }
     }
 
-    /// The AMX kernel even where [`available`](Self::available) lacks it.
-    ///
-    /// # Safety
-    /// Its instructions are executed or emulated on this thread.
-    #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
-    #[allow(unsafe_code)]
-    pub(super) unsafe fn amx() -> Kernel {
-        Kernel(Instructions::Amx)
-    }
-
     pub(super) fn run<E: Element>(self, product: &mut Product<'_, E>) {
         if self.0 == Instructions::Portable {
             portable::multiply_add(product);
@@ -120,8 +114,7 @@ impl Kernel {
 
     /// Whether fixed small products come out as they are defined.
     fn is_right(self) -> bool {
-        // Few and many rows, several panels with a narrow last one, two parts, an odd inner dimension.
-        [(1, 70, 41), (21, 131, 41), (33, 64, 24)].iter().all(|&(rows, inner, columns)| {
+        CHECKED_SHAPES.iter().all(|&(rows, inner, columns)| {
             self.computes::<Z64>(rows, inner, columns) && self.computes::<Z32>(rows, inner, columns)
         })
     }
