@@ -12,6 +12,10 @@ use super::product::Product;
 use super::vector::{self, Lanes};
 use crate::element::Element;
 
+/// Low tiles read much: blocks fit the first-level cache, and left rows the second.
+const BLOCK: usize = 256;
+const LEFT_BYTES: usize = 256 << 10;
+
 pub(super) fn is_available() -> bool {
     is_x86_feature_detected!("avx2")
 }
@@ -41,7 +45,8 @@ struct Quadwords;
 unsafe impl Lanes for Quadwords {
     const BYTES: usize = 32;
     const MAX_ROWS: usize = 2;
-    const BLOCK: usize = 256;
+    const BLOCK: usize = BLOCK;
+    const LEFT_BYTES: usize = LEFT_BYTES;
     type Left = __m256i;
     /// The words, and the words with their halves exchanged.
     type Right = (__m256i, __m256i);
@@ -97,7 +102,8 @@ struct Doublewords;
 unsafe impl Lanes for Doublewords {
     const BYTES: usize = 32;
     const MAX_ROWS: usize = 4;
-    const BLOCK: usize = 256;
+    const BLOCK: usize = BLOCK;
+    const LEFT_BYTES: usize = LEFT_BYTES;
     type Left = __m256i;
     type Right = __m256i;
     type Sum = __m256i;

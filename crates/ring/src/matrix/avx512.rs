@@ -12,6 +12,11 @@ use super::product::Product;
 use super::vector::{self, Lanes};
 use crate::element::Element;
 
+/// Tall tiles ask so little of the caches that a panel may lie in the second level and left rows beyond it:
+/// with as many as this, the result is passed over seldom.
+const BLOCK: usize = 2048;
+const LEFT_BYTES: usize = 2 << 20;
+
 pub(super) fn is_available() -> bool {
     is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq")
 }
@@ -38,7 +43,8 @@ struct Quadwords;
 unsafe impl Lanes for Quadwords {
     const BYTES: usize = 64;
     const MAX_ROWS: usize = 8;
-    const BLOCK: usize = 256;
+    const BLOCK: usize = BLOCK;
+    const LEFT_BYTES: usize = LEFT_BYTES;
     type Left = __m512i;
     type Right = __m512i;
     type Sum = __m512i;
@@ -83,7 +89,8 @@ struct Doublewords;
 unsafe impl Lanes for Doublewords {
     const BYTES: usize = 64;
     const MAX_ROWS: usize = 8;
-    const BLOCK: usize = 256;
+    const BLOCK: usize = BLOCK;
+    const LEFT_BYTES: usize = LEFT_BYTES;
     type Left = __m512i;
     type Right = __m512i;
     type Sum = __m512i;

@@ -20,9 +20,6 @@ use super::panels::{LINE_BYTES, Panel};
 use super::product::Product;
 use crate::element::Element;
 
-/// Bytes of the left operand of one block, which should stay in the second-level cache.
-const LEFT_BLOCK_BYTES: usize = 256 << 10;
-
 /// Rows up to which the whole inner dimension is one block.
 const FEW_ROWS: usize = 8;
 /// How far ahead the right operand is asked for.
@@ -38,8 +35,10 @@ pub(super) unsafe trait Lanes {
     const BYTES: usize;
     /// Rows of the tallest tile that the registers hold.
     const MAX_ROWS: usize;
-    /// Rows of a panel that stay in the first-level cache while left rows pass over them.
+    /// Rows of a panel that stay in a cache while left rows pass over them.
     const BLOCK: usize;
+    /// Bytes of the left rows that pass over the panels, one after the other, for one block.
+    const LEFT_BYTES: usize;
     /// An element of the left operand in all lanes.
     type Left: Copy;
     /// A vector of the right operand.
@@ -114,7 +113,7 @@ pub(super) unsafe fn multiply_add<E: Element, V: Lanes, const VECTORS: usize>(pr
     let heights = Heights::new(rows, V::MAX_ROWS);
     // A few rows pass over everything once: results are then touched once, too.
     let block = if rows <= FEW_ROWS { inner } else { V::BLOCK };
-    let many = heights.align(LEFT_BLOCK_BYTES / (block * E::BYTES));
+    let many = heights.align(V::LEFT_BYTES / (block * E::BYTES));
     for first_row in (0..rows).step_by(many) {
         let rows = first_row..rows.min(first_row + many);
         for start in (0..inner).step_by(block) {

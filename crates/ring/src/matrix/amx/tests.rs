@@ -47,7 +47,7 @@ impl Emulation {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: the handler has the signature that SA_SIGINFO asks for; STATE is ours while the lock is.
         unsafe {
-            (*(&raw mut STATE)).count = 0;
+            STATE.count = 0;
             let mut action: libc::sigaction = std::mem::zeroed();
             action.sa_sigaction = emulate as *const () as usize;
             action.sa_flags = libc::SA_SIGINFO;
@@ -79,7 +79,7 @@ impl Emulation {
 
     fn count(&self) -> usize {
         // SAFETY: the handler runs on this thread alone.
-        unsafe { (*(&raw const STATE)).count }
+        unsafe { STATE.count }
     }
 }
 
@@ -95,7 +95,8 @@ extern "C" fn emulate(_signal: i32, _info: *mut libc::siginfo_t, context: *mut l
     unsafe {
         let registers = &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs;
         let code = registers[libc::REG_RIP as usize] as *const u8;
-        match (*(&raw mut STATE)).step(code, registers) {
+        let state = &raw mut STATE;
+        match (*state).step(code, registers) {
             Some(length) => registers[libc::REG_RIP as usize] += length as i64,
             // Another instruction: it is executed again and ends the process.
             None => drop(libc::signal(libc::SIGILL, libc::SIG_DFL)),
@@ -268,7 +269,7 @@ fn limb_products_are_as_many_as_the_modulus_needs() {
     emulation.agrees::<Z32>(case);
     assert_eq!(emulation.count() - before, 2 + 4 * (4 + 4) + 10 * (4 + 4));
     // SAFETY: only this thread has used it since.
-    assert!(!unsafe { (*(&raw const STATE)).configured }, "tiles are released after a product");
+    assert!(!unsafe { STATE.configured }, "tiles are released after a product");
 }
 
 #[test]
