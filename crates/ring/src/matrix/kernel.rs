@@ -49,6 +49,7 @@ pub struct SelfCheck {
 impl Kernel {
     /// The kernels that this machine can run, the slowest first; the first is the portable one.
     pub fn available() -> Vec<Kernel> {
+        #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut))]
         let mut kernels = vec![Kernel(Instructions::Portable)];
         #[cfg(target_arch = "x86_64")]
         {
