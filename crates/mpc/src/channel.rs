@@ -61,11 +61,13 @@ pub enum Protocol {
     Product = 13,
     /// The dealer's masked wrap bits of an exact truncation, [`crate::truncation`].
     ExactTruncation = 14,
+    /// Opening of whether sums that must be zero are, [`crate::zero_test`].
+    ZeroTest = 15,
 }
 
 impl Protocol {
     /// All protocols, in the order of their numbers.
-    pub const ALL: [Protocol; 14] = [
+    pub const ALL: [Protocol; 15] = [
         Protocol::LinearTruncation,
         Protocol::ComparisonTables,
         Protocol::ComparisonExchange,
@@ -80,6 +82,7 @@ impl Protocol {
         Protocol::LookUpExchange,
         Protocol::Product,
         Protocol::ExactTruncation,
+        Protocol::ZeroTest,
     ];
 
     /// The number that stands for the protocol in a message.
@@ -110,6 +113,7 @@ impl fmt::Display for Protocol {
             Protocol::LookUpExchange => "look-up-exchange",
             Protocol::Product => "product",
             Protocol::ExactTruncation => "exact-truncation",
+            Protocol::ZeroTest => "zero-test",
         })
     }
 }

@@ -88,6 +88,11 @@ pub fn open_decisions(rows: usize) -> Cost {
     Cost { rounds: 1, bytes: [16 * packed_words(1, rows) as u64; 3] }
 }
 
+/// The [zero test](crate::zero_test) of `rows` rows of sums.
+pub fn zero_test(rows: usize, element_bytes: usize) -> Cost {
+    Cost { rounds: 2, bytes: [((rows + 2) * element_bytes) as u64; 3] }
+}
+
 /// A look-up of `count` values in tables of `table` elements of Z_2^64 each, the entries' terms
 /// included; see [`crate::probability`].
 pub fn look_up(count: usize, table: usize) -> Cost {

@@ -38,6 +38,7 @@ pub mod selection;
 pub mod shares;
 pub mod truncation;
 pub mod votes;
+pub mod zero_test;
 
 pub use channel::{Address, Channel, ChannelError, Neighbour, Protocol, Step};
 pub use party::{MpcError, Party, PartyIndex, Traffic};

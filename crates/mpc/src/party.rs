@@ -237,6 +237,12 @@ impl<C: Channel> Party<C> {
         Ok(items)
     }
 
+    /// This server's two components of a sharing of uniform elements that no server knows: F(K_i) and
+    /// F(K_{i+1}).
+    pub(crate) fn random_shares<E: Element>(&self, step: Step, stream: u8, count: usize) -> [Vec<E>; 2] {
+        [&self.prss.own, &self.prss.next].map(|stream_of| stream_of.elements::<E>(step, stream, count))
+    }
+
     /// This server's term of a sharing of zero, fresh and uniform: F(K_i) - F(K_{i+1}).
     pub(crate) fn zero_share<E: Element>(&self, step: Step, stream: u8, count: usize) -> Vec<E> {
         let mut share = self.prss.own.elements::<E>(step, stream, count);

@@ -94,6 +94,13 @@ fn counted_traffic_is_the_stated_cost() {
                 (before, party.traffic().clone())
             });
             assert_eq!(cost, cost::reshare(rows, 8));
+            let cost = counted(dealer, &values, |party, _| {
+                let sums = sums(party);
+                let before = party.traffic().clone();
+                sums.rows_add_up_to(party, 3).expect("local");
+                (before, party.traffic().clone())
+            });
+            assert_eq!(cost, cost::zero_test(rows, 8));
             let cost = counted(dealer, &values, |party, x| {
                 let winners = votes::one_hot_argmax(party, dealer, x, 32).expect("local");
                 let sums = conversion::sum_bits::<Z64, _>(party, dealer, &winners, 1, rows).expect("local");

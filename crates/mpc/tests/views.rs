@@ -2,8 +2,8 @@
 //!
 //! Every byte that every party receives in every protocol is counted over many sessions on the
 //! same, far from uniform secrets. For each party and protocol a chi-square test with 255 degrees
-//! of freedom must give a p-value above 1e-9; with at most 42 of them the whole test fails by
-//! chance with odds below 1.3e-7. Pairs of messages are tested as well: the exclusive or and the
+//! of freedom must give a p-value above 1e-9; with at most 45 of them the whole test fails by
+//! chance with odds below 1.4e-7. Pairs of messages are tested as well: the exclusive or and the
 //! difference of a party's two views of one session must be uniform too, which fails when a mask
 //! is used twice.
 
@@ -53,6 +53,8 @@ fn views(seed: u64, keys: impl Fn(u64) -> [PairwiseKeys; 3]) -> Views {
                         let relu = selection::select_unless(&mut party, dealer, &sign, &x).expect("local");
                         let winners = votes::one_hot_argmax(&mut party, dealer, &relu, 32).expect("local");
                         let sums = sum_bits::<Z64, _>(&mut party, dealer, &winners, 1, COUNT).expect("local");
+                        let again = sum_bits::<Z64, _>(&mut party, dealer, &winners, 1, COUNT).expect("local");
+                        assert!(again.rows_add_up_to(&mut party, 1).expect("local"));
                         let counts = sums.reshare(&mut party).expect("local");
                         let maximum = counts.maximum(&mut party, dealer).expect("local");
                         let noised = maximum.inject(&mut party, &[0; COUNT]).expect("local");
