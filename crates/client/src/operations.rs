@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use concilium_rpc::model_set::model_set_digest;
 use concilium_rpc::v1::{
-    GetStatusRequest, GetStatusResponse, ResumeTaskRequest, ResumeTaskResponse, SetLogFilterRequest,
-    SetLogFilterResponse, operations_client::OperationsClient,
+    FindModelSetsRequest, FindModelSetsResponse, GetStatusRequest, GetStatusResponse, ResumeTaskRequest,
+    ResumeTaskResponse, SetLogFilterRequest, SetLogFilterResponse, operations_client::OperationsClient,
 };
 use tonic::transport::Channel;
 
@@ -104,6 +105,31 @@ pub async fn resume_task(
         }
     };
     servers.ask(connection, "ResumeTask", ask).await
+}
+
+/// Resolves the model set digest of a receipt, or its first bytes, into the versions that answered; one
+/// result for each server asked. A set whose digest is not that of its models is refused as malformed.
+pub async fn model_sets(
+    connection: &Connection,
+    servers: Servers,
+    digest: &[u8],
+) -> Vec<Result<FindModelSetsResponse, ServerError>> {
+    let request = FindModelSetsRequest { digest: digest.to_vec().into() };
+    let ask = |server: u8, channel: Channel| {
+        let request = request.clone();
+        async move {
+            let answer = OperationsClient::new(channel).find_model_sets(request.clone()).await?.into_inner();
+            check_sender(server, answer.party)?;
+            for set in &answer.sets {
+                let digest = model_set_digest(&set.task, &set.models);
+                if set.digest != digest[..] || !digest.starts_with(&request.digest) {
+                    return Err(CallError::Malformed("models that do not have the set's digest".to_owned()));
+                }
+            }
+            Ok(answer)
+        }
+    };
+    servers.ask(connection, "FindModelSets", ask).await
 }
 
 /// An answer must say that it comes from the server that was asked.

@@ -53,7 +53,8 @@ fn views(seed: u64, keys: impl Fn(u64) -> [PairwiseKeys; 3]) -> Views {
                         let relu = selection::select_unless(&mut party, dealer, &sign, &x).expect("local");
                         let winners = votes::one_hot_argmax(&mut party, dealer, &relu, 32).expect("local");
                         let sums = sum_bits::<Z64, _>(&mut party, dealer, &winners, 1, COUNT).expect("local");
-                        let again = sum_bits::<Z64, _>(&mut party, dealer, &winners, 1, COUNT).expect("local");
+                        let again =
+                            sum_bits::<Z64, _>(&mut party, dealer, &winners, 1, COUNT).expect("local");
                         assert!(again.rows_add_up_to(&mut party, 1).expect("local"));
                         let counts = sums.reshare(&mut party).expect("local");
                         let maximum = counts.maximum(&mut party, dealer).expect("local");

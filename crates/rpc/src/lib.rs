@@ -4,6 +4,7 @@
 //! - [`identity`], [`certificates`], [`inspection`]: who is who.
 //! - [`tls`], [`reload`], [`accept`]: certificates in use, replaced while connections are open.
 //! - [`signature`], [`receipt`]: what a server has said, checked by those to whom it matters.
+//! - [`model_set`]: what a receipt names the models by that answered.
 //! - [`status`]: the one table from errors to gRPC statuses and back.
 //! - [`chunk`]: long byte strings as streams.
 //! - [`connect`]: connections to and of servers; [`probe`]: what is wrong with one.
@@ -17,6 +18,7 @@ pub mod connect;
 pub mod identity;
 pub mod inspection;
 pub mod lane;
+pub mod model_set;
 pub mod probe;
 pub mod receipt;
 mod redacted;

@@ -32,8 +32,11 @@ pub enum Command {
         /// Only the models of this task.
         #[arg(long, value_name = "TASK")]
         task: Option<String>,
+        /// Also versions that were replaced or withdrawn.
+        #[arg(long)]
+        all: bool,
     },
-    /// Take a model away from all three servers.
+    /// Take a model away from all three servers and erase its shares there.
     Withdraw {
         /// Name of the model.
         #[arg(value_name = "NAME")]
@@ -41,6 +44,9 @@ pub enum Command {
         /// Name of the task.
         #[arg(long, value_name = "TASK")]
         task: String,
+        /// Why, for you and the operators: the model stays listed with it. At most 200 bytes.
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        reason: String,
     },
 }
 
@@ -113,7 +119,8 @@ pub struct ShareArguments {
     /// Output that holds the scores of the classes, where several could.
     #[arg(long, value_name = "NAME")]
     pub output: Option<String>,
-    /// Withdraw a ready model of the same name and share this one instead.
+    /// Share this one as the next version of a ready model of the same name, which votes until this one is
+    /// ready on all three servers.
     #[arg(long)]
     pub replace: bool,
     /// Most that may be released about all your models of this task's epoch together, as rho; no bound of
@@ -176,7 +183,9 @@ Exit code 0: the model may be shared. 2: it is refused, the reason is on standar
 
 const AFTER_SHARE_HELP: &str = "\
 All models are imported and checked before the first one is sent. Repeating the command is safe: a
-model that is ready is left alone, and what an interrupted upload has left is replaced.
+model that is ready is left alone unless --replace is given, and what an interrupted upload has left
+gives way. Before a model votes the three servers evaluate it once together, on rows that everybody
+knows: its self-test.
 
 Examples:
   concilium-owner share model.onnx --task digits --dry-run

@@ -36,7 +36,7 @@ use inputs::{ranges, read_rows};
 use oracle::Outputs;
 use secure_run::SecureRun;
 pub use share::{ShareError, ShareOptions, Shared, share_model};
-pub use store::{Listing, WithdrawError, list, withdraw};
+pub use store::{Listing, WithdrawError, Withdrawal, list, withdraw};
 use target::{Target, TargetError};
 
 /// Runs the program.
@@ -49,9 +49,12 @@ pub async fn run(arguments: &Arguments) -> Result<(), Failure> {
     match &arguments.command {
         Command::Check(check) => run_check(config, check, &mut output).await,
         Command::Share(share) => run_share(config, share, &mut output).await,
-        Command::List { task } => {
+        Command::List { task, all } => {
             let connection = connect(config)?;
-            let listing = list(&connection, task.as_deref()).await;
+            let mut listing = list(&connection, task.as_deref()).await;
+            if !all {
+                listing.models = store::present(listing.models);
+            }
             report::models(&listing.models, &mut output)?;
             let models = listing.complete()?;
             if models.iter().all(|model| model.budget().is_none()) {
@@ -60,8 +63,9 @@ pub async fn run(arguments: &Arguments) -> Result<(), Failure> {
             let budgets = Budgets::read(&connection, Servers::All, task.as_deref()).await;
             report::bounds(&budgets.agreed()?, &mut output)
         }
-        Command::Withdraw { name, task } => {
-            let servers = withdraw(&connect(config)?, task, name, None).await?;
+        Command::Withdraw { name, task, reason } => {
+            let withdrawal = Withdrawal { task, model: name, reason, ..Withdrawal::default() };
+            let servers = withdraw(&connect(config)?, &withdrawal).await?;
             let servers: Vec<_> = servers.iter().map(u8::to_string).collect();
             output.line(format_args!("withdrew {name} of task {task} from server {}", servers.join(", ")))
         }

@@ -13,7 +13,7 @@ use concilium_client_library::{
     terminal::{Failure, Output},
 };
 use concilium_network::FixedNetwork;
-use concilium_rpc::v1::TaskBudget;
+use concilium_rpc::v1::{SelfTestFigures, TaskBudget};
 
 pub use self::check::{check_json, secure_run};
 use crate::{share::Shared, store::ModelEverywhere};
@@ -31,11 +31,13 @@ pub fn prepared(path: &Path, fixed: &FixedNetwork) -> String {
 /// One line about a model that was shared.
 pub fn shared(name: &str, task: &Task, shared: &Shared) -> String {
     match shared {
-        Shared::Ready { parameters, bytes, elapsed } => format!(
-            "{name} is ready on all three servers for task {}: {parameters} parameters, {} sent in {:.1} s",
+        Shared::Ready { parameters, bytes, elapsed, version, self_test } => format!(
+            "{name} is ready on all three servers for task {}: version {version}, {parameters} parameters, {} sent \
+             in {:.1} s{}",
             task.name,
             size(bytes.iter().sum()),
-            elapsed.as_secs_f64()
+            elapsed.as_secs_f64(),
+            self_test.map_or_else(String::new, |test| format!("; self-test {}", tested(&test)))
         ),
         Shared::AlreadyReady => format!(
             "{name} was ready for task {} before and was left alone; whether it is this file cannot be \
@@ -55,20 +57,33 @@ pub fn models(models: &[ModelEverywhere], output: &mut Output<impl Write>) -> Re
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64;
     let mut rows = vec![
-        ["model", "task", "epoch", "owner", "parameters", "budget rho", "uploaded", "state"]
-            .map(str::to_owned)
-            .to_vec(),
+        [
+            "model",
+            "version",
+            "task",
+            "epoch",
+            "owner",
+            "parameters",
+            "budget rho",
+            "uploaded",
+            "self-test",
+            "state",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
     ];
     for model in models {
         let uploaded = model.copies.iter().flatten().map(|copy| copy.uploaded_at_unix_ms).max();
         rows.push(vec![
             model.name.clone(),
+            model.version.to_string(),
             model.task.clone(),
             model.epoch().to_string(),
             model.owner.clone(),
             model.parameters().to_string(),
             model.budget().map_or_else(|| "-".to_owned(), |budget| budget.to_string()),
             uploaded.map_or_else(String::new, |at| age(now.saturating_sub(at))),
+            model.self_test().map_or_else(|| "-".to_owned(), |test| tested(&test)),
             model.state(),
         ]);
     }
@@ -87,6 +102,12 @@ pub fn bounds(tasks: &[TaskBudget], output: &mut Output<impl Write>) -> Result<(
     }
     output.line("")?;
     output.table(&rows)
+}
+
+/// What a self-test took.
+fn tested(test: &SelfTestFigures) -> String {
+    let milliseconds = test.microseconds as f64 / 1e3;
+    format!("{milliseconds:.0} ms, {} rounds, {}", test.rounds, size(test.bytes_sent))
 }
 
 /// A number of bytes in the largest unit that it fills.
@@ -155,6 +176,7 @@ mod tests {
             task: "digits".into(),
             owner: "ward-7".into(),
             name: "m".into(),
+            version: 1,
             copies: [Some(model("m", ModelState::Ready, 1)), None, Some(model("m", ModelState::Staged, 1))],
         };
         models(&[everywhere], &mut Output::new(&mut bytes)).unwrap();

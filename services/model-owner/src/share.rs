@@ -22,7 +22,7 @@ use concilium_privacy::{EpochBasis, EpochDeclaration, NanoRho};
 use concilium_rpc::{
     identity::{IdentityError, check_name},
     v1::{
-        ActivateRequest, Model, ModelState, UploadHeader, UploadRequest,
+        ActivateRequest, Model, ModelState, SelfTestFigures, UploadHeader, UploadRequest,
         model_store_client::ModelStoreClient, upload_request::Message,
     },
 };
@@ -32,7 +32,7 @@ use tonic::transport::Channel;
 use zeroize::Zeroizing;
 
 use crate::{
-    store::{self, ModelEverywhere, WithdrawError},
+    store::{self, ModelEverywhere, WithdrawError, Withdrawal},
     target::{Target, TargetError},
 };
 
@@ -48,7 +48,7 @@ pub type Progress = Arc<dyn Fn(u64) + Send + Sync>;
 /// How a model is shared.
 #[derive(Clone, Default)]
 pub struct ShareOptions {
-    /// Withdraw a ready model of the same name first.
+    /// Share the next version of a ready model of the same name; that one votes until this one is ready.
     pub replace: bool,
     /// Most that the owner lets be released about all its models of the task's epoch together; `None` for
     /// no bound of its own.
@@ -73,6 +73,10 @@ pub enum Shared {
         bytes: [u64; 3],
         /// From the first byte sent until the model was ready everywhere.
         elapsed: Duration,
+        /// Number of the version; 0 from servers that know no versions.
+        version: u64,
+        /// What the three servers' self-test took.
+        self_test: Option<SelfTestFigures>,
     },
     /// A model of this name and number of parameters was ready before, and nothing was sent. Whether it
     /// is the same model cannot be known: the servers hold nothing by which its content could be
@@ -163,7 +167,7 @@ pub enum ShareError {
 
 fn remedy(error: &ServerError) -> &'static str {
     if error.retryable() {
-        "; repeat the command, nothing votes before all three servers have it"
+        "; repeat the command: what votes now votes on, and nothing new votes before all three servers have it"
     } else {
         ""
     }
@@ -218,8 +222,9 @@ pub fn prepare(task: &Task, network: &Network, retrained: bool) -> Result<FixedN
 
 /// Shares `network` as model `name` of `task` and waits until it is ready on all three servers.
 ///
-/// Repeating it is safe. A complete model of the same name and size is left alone; what an
-/// interrupted attempt has left is replaced.
+/// Repeating it is safe. A complete model of the same name and size is left alone, unless it is to be
+/// replaced; what an interrupted attempt has left gives way. A model that is replaced votes until its
+/// successor is ready on all three servers, whatever fails before.
 ///
 /// # Errors
 /// [`ShareError`] names the server and the step.
@@ -236,8 +241,7 @@ pub async fn share_model(
     let failed = |step| move |source| ShareError::Server { step, model: name.to_owned(), source };
 
     let found = find(connection, &task.name, name).await.map_err(failed("looking for"))?;
-    match plan(found.as_ref(), parameters as u64, options.replace) {
-        Plan::Upload => {}
+    let version = match plan(&found, parameters as u64, options.replace) {
         Plan::Leave => return Ok(Shared::AlreadyReady),
         Plan::Refuse { there } => {
             return Err(ShareError::Exists {
@@ -247,14 +251,20 @@ pub async fn share_model(
                 here: parameters as u64,
             });
         }
-        Plan::Withdraw => {
-            store::withdraw(connection, &task.name, name, None)
-                .await
-                .map_err(|source| ShareError::Withdraw { model: name.to_owned(), source })?;
+        Plan::Upload { withdraw, version } => {
+            for version in withdraw {
+                let reason = if version == 0 { "" } else { "left by an interrupted upload" };
+                let left =
+                    Withdrawal { task: &task.name, model: name, version, reason, ..Withdrawal::default() };
+                store::withdraw(connection, &left)
+                    .await
+                    .map_err(|source| ShareError::Withdraw { model: name.to_owned(), source })?;
+            }
+            version
         }
-    }
+    };
 
-    let upload = Upload::new(task, name, &fixed, options)?;
+    let upload = Upload::new(task, name, version, &fixed, options)?;
     let begin = Instant::now();
     let uploads = connection.call_all_repeating("Upload", &options.retry, |server, channel| {
         upload.send(server, channel, options.progress.clone())
@@ -265,49 +275,63 @@ pub async fn share_model(
     all_or_most_useful(activations.await).map_err(failed("activating"))?;
 
     let deadline = Instant::now() + READY_WAIT;
-    loop {
+    let ready = loop {
         let found = find(connection, &task.name, name).await.map_err(failed("looking for"))?;
-        if found.as_ref().is_some_and(ModelEverywhere::is_ready) {
-            break;
+        // A server that knows no versions has one only.
+        let found = found.into_iter().rfind(|model| [0, version].contains(&model.version));
+        match found {
+            Some(model) if model.is_ready() => break model,
+            found if Instant::now() >= deadline => {
+                let state = found.map_or_else(|| "absent".to_owned(), |model| model.state());
+                return Err(ShareError::NotReady { model: name.to_owned(), state });
+            }
+            _ => tokio::time::sleep(READY_PAUSE).await,
         }
-        if Instant::now() >= deadline {
-            let state = found.map_or_else(|| "absent".to_owned(), |model| model.state());
-            return Err(ShareError::NotReady { model: name.to_owned(), state });
-        }
-        tokio::time::sleep(READY_PAUSE).await;
-    }
+    };
     let bytes = upload.parts.each_ref().map(Part::data_bytes);
-    Ok(Shared::Ready { parameters, bytes, elapsed: begin.elapsed() })
+    let (version, self_test) = (ready.version, ready.self_test());
+    Ok(Shared::Ready { parameters, bytes, elapsed: begin.elapsed(), version, self_test })
 }
 
-/// The caller's own model of this name.
-async fn find(
-    connection: &Connection,
-    task: &str,
-    name: &str,
-) -> Result<Option<ModelEverywhere>, ServerError> {
-    let models = store::list(connection, Some(task)).await.complete()?;
+/// The versions of the caller's own model of this name, the oldest first.
+async fn find(connection: &Connection, task: &str, name: &str) -> Result<Vec<ModelEverywhere>, ServerError> {
+    let mut models = store::list(connection, Some(task)).await.complete()?;
     let owner = connection.identity().name();
-    Ok(models.into_iter().find(|model| model.name == name && model.owner == owner))
+    models.retain(|model| model.name == name && model.owner == owner);
+    Ok(models)
 }
 
 /// What to do about a model that the servers already have under this name.
 #[derive(Debug, PartialEq, Eq)]
 enum Plan {
-    Upload,
+    /// Withdraw these versions (0: the model as a whole) and upload this one.
+    Upload {
+        withdraw: Vec<u64>,
+        version: u64,
+    },
     Leave,
-    Withdraw,
-    Refuse { there: u64 },
+    Refuse {
+        there: u64,
+    },
 }
 
-fn plan(found: Option<&ModelEverywhere>, parameters: u64, replace: bool) -> Plan {
-    match found {
-        None => Plan::Upload,
-        // Left by an interrupted attempt: its random parts are gone, so it cannot be completed.
-        Some(model) if !model.is_ready() || replace => Plan::Withdraw,
-        Some(model) if model.parameters() == parameters => Plan::Leave,
-        Some(model) => Plan::Refuse { there: model.parameters() },
+/// Decides by the versions that the servers have, the oldest first.
+fn plan(found: &[ModelEverywhere], parameters: u64, replace: bool) -> Plan {
+    let votes = found.iter().rfind(|model| model.is_ready());
+    if let (Some(votes), false) = (votes, replace) {
+        return match votes.parameters() {
+            there if there == parameters => Plan::Leave,
+            there => Plan::Refuse { there },
+        };
     }
+    let left = |model: &&ModelEverywhere| {
+        // What votes stays until the next version is ready, unless the servers know no versions. What an
+        // interrupted attempt has left can't be completed: its random parts are gone.
+        !model.is_retired() && (votes.is_none_or(|votes| model.version > votes.version) || model.version == 0)
+    };
+    let withdraw = found.iter().filter(left).map(|model| model.version).collect();
+    let newest = found.iter().map(|model| model.version).max().unwrap_or(0);
+    Plan::Upload { withdraw, version: newest + 1 }
 }
 
 /// Everything that is sent about one model, the same in every attempt.
@@ -319,6 +343,7 @@ struct Upload {
     epoch: u64,
     budget: Option<NanoRho>,
     retrained: bool,
+    version: u64,
     parts: [Part; 3],
 }
 
@@ -326,6 +351,7 @@ impl Upload {
     fn new(
         task: &Task,
         name: &str,
+        version: u64,
         fixed: &FixedNetwork,
         &ShareOptions { budget, retrained, .. }: &ShareOptions,
     ) -> Result<Self, ShareError> {
@@ -344,6 +370,7 @@ impl Upload {
             epoch: task.epoch,
             budget,
             retrained,
+            version,
             parts,
         })
     }
@@ -365,6 +392,7 @@ impl Upload {
             epoch: self.epoch,
             owner_budget_nano_rho: self.budget.map(NanoRho::units),
             retrained_on_new_data: self.retrained,
+            version: self.version,
         };
         let messages = Messages { header: Some(header), chunks: part.chunks().collect(), progress };
         let stream = tokio_stream::iter(messages);
@@ -476,25 +504,40 @@ mod tests {
 
     #[test]
     fn what_the_servers_have_decides_what_is_done() {
-        let everywhere = |states: [Option<ModelState>; 3]| ModelEverywhere {
+        let everywhere = |version: u64, states: [Option<ModelState>; 3]| ModelEverywhere {
             task: "digits".into(),
             owner: "ward-7".into(),
             name: "m".into(),
-            copies: states.map(|state| state.map(|state| model("m", state, 1))),
+            version,
+            copies: states
+                .map(|state| state.map(|state| Model { version, ..model("m", state, version as u8) })),
         };
-        let ready = everywhere([Some(ModelState::Ready); 3]);
-        assert_eq!(plan(None, 42, false), Plan::Upload);
-        assert_eq!(plan(None, 42, true), Plan::Upload);
-        assert_eq!(plan(Some(&ready), 42, false), Plan::Leave);
-        assert_eq!(plan(Some(&ready), 42, true), Plan::Withdraw);
-        assert_eq!(plan(Some(&ready), 43, false), Plan::Refuse { there: 42 });
+        let upload = |withdraw: &[u64], version| Plan::Upload { withdraw: withdraw.to_vec(), version };
+        let ready = |version| everywhere(version, [Some(ModelState::Ready); 3]);
+        let retired = |version| everywhere(version, [Some(ModelState::Retired); 3]);
+        assert_eq!(plan(&[], 42, false), upload(&[], 1));
+        assert_eq!(plan(&[], 42, true), upload(&[], 1));
+        assert_eq!(plan(&[ready(1)], 42, false), Plan::Leave);
+        assert_eq!(plan(&[ready(1)], 42, true), upload(&[], 2));
+        assert_eq!(plan(&[ready(1)], 43, false), Plan::Refuse { there: 42 });
+        assert_eq!(plan(&[retired(1), ready(2)], 42, true), upload(&[], 3));
+        // A number that was used is not used again.
+        assert_eq!(plan(&[retired(1), retired(2)], 42, false), upload(&[], 3));
         for states in [
             [Some(ModelState::Ready), Some(ModelState::Ready), None],
             [Some(ModelState::Staged); 3],
             [Some(ModelState::Ready), Some(ModelState::Rejected), Some(ModelState::Ready)],
         ] {
-            assert_eq!(plan(Some(&everywhere(states)), 42, false), Plan::Withdraw);
+            assert_eq!(plan(&[everywhere(1, states)], 42, false), upload(&[1], 2));
+            // What votes is not touched.
+            assert_eq!(plan(&[ready(1), everywhere(2, states)], 42, true), upload(&[2], 3));
+            assert_eq!(plan(&[ready(1), everywhere(2, states)], 42, false), Plan::Leave);
         }
+        // Two are ready when a crash came before the older one was retired: the newer one votes.
+        assert_eq!(plan(&[ready(1), ready(2)], 42, true), upload(&[], 3));
+        // Servers that know no versions take the model away as a whole.
+        assert_eq!(plan(&[ready(0)], 42, true), upload(&[0], 1));
+        assert_eq!(plan(&[ready(0)], 42, false), Plan::Leave);
     }
 
     #[test]

@@ -11,14 +11,17 @@ use concilium_client_library::{
 use concilium_privacy::NanoRho;
 use concilium_rpc::{
     status::RpcError,
-    v1::{ListModelsRequest, Model, ModelState, WithdrawRequest, model_store_client::ModelStoreClient},
+    v1::{
+        ListModelsRequest, Model, ModelState, SelfTestFigures, WithdrawRequest,
+        model_store_client::ModelStoreClient,
+    },
 };
 use thiserror::Error;
 
 /// Most models that one server may list.
 const MAXIMUM_MODELS: usize = 1 << 20;
 
-/// One model as the three servers have it.
+/// One version of a model as the three servers have it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelEverywhere {
     /// Name of the task.
@@ -27,17 +30,29 @@ pub struct ModelEverywhere {
     pub owner: String,
     /// Name of the model.
     pub name: String,
-    /// The model on servers 0, 1, 2; `None` where it is not, or where the server did not answer.
+    /// Number of the version; 0 from servers that know no versions.
+    pub version: u64,
+    /// The version on servers 0, 1, 2; `None` where it is not, or where the server did not answer.
     pub copies: [Option<Model>; 3],
 }
 
 impl ModelEverywhere {
-    /// Whether the model votes: it is READY with the same content on all three servers.
+    /// Whether the version can vote: it is READY with the same content on all three servers.
     pub fn is_ready(&self) -> bool {
         let [Some(first), Some(second), Some(third)] = &self.copies else { return false };
         [first, second, third]
             .iter()
             .all(|copy| copy.state() == ModelState::Ready && copy.content_digest == first.content_digest)
+    }
+
+    /// Whether nothing is left of the version but its name, on every server that has it.
+    pub fn is_retired(&self) -> bool {
+        self.copies.iter().flatten().all(|copy| copy.state() == ModelState::Retired)
+    }
+
+    /// What the self-test took; the longest time if the servers measured different ones.
+    pub fn self_test(&self) -> Option<SelfTestFigures> {
+        self.copies.iter().flatten().filter_map(|copy| copy.self_test).max_by_key(|test| test.microseconds)
     }
 
     /// Weights and biases, as the servers count them; the largest number if they differ.
@@ -82,7 +97,7 @@ impl ModelEverywhere {
 /// The models of a caller, as far as the servers told.
 #[derive(Debug, Default)]
 pub struct Listing {
-    /// Ordered by task, owner and name.
+    /// Ordered by task, owner, name and version.
     pub models: Vec<ModelEverywhere>,
     /// Why some servers told nothing.
     pub errors: Vec<ServerError>,
@@ -127,15 +142,35 @@ pub async fn list(connection: &Connection, task: Option<&str>) -> Listing {
 
 /// Puts the lists of servers 0, 1, 2 together.
 fn join(lists: [Vec<Model>; 3]) -> Vec<ModelEverywhere> {
-    let mut models: BTreeMap<(String, String, String), [Option<Model>; 3]> = BTreeMap::new();
+    let mut models: BTreeMap<(String, String, String, u64), [Option<Model>; 3]> = BTreeMap::new();
     for (server, list) in lists.into_iter().enumerate() {
         for model in list {
-            let key = (model.task.clone(), model.owner.clone(), model.model.clone());
+            let key = (model.task.clone(), model.owner.clone(), model.model.clone(), model.version);
             models.entry(key).or_default()[server] = Some(model);
         }
     }
-    let joined = |((task, owner, name), copies)| ModelEverywhere { task, owner, name, copies };
+    let joined =
+        |((task, owner, name, version), copies)| ModelEverywhere { task, owner, name, version, copies };
     models.into_iter().map(joined).collect()
+}
+
+/// What is of use now: versions that are not retired, and of a model without any the newest.
+pub fn present(models: Vec<ModelEverywhere>) -> Vec<ModelEverywhere> {
+    let of_next = models.iter().skip(1).map(|next| Some((&next.task, &next.owner, &next.name)));
+    let wanted: Vec<bool> = models
+        .iter()
+        .zip(of_next.chain([None]))
+        .map(|(model, next)| {
+            let is_newest = next != Some((&model.task, &model.owner, &model.name));
+            let others = || {
+                models.iter().filter(|other| {
+                    (&other.task, &other.owner, &other.name) == (&model.task, &model.owner, &model.name)
+                })
+            };
+            !model.is_retired() || is_newest && others().all(ModelEverywhere::is_retired)
+        })
+        .collect();
+    models.into_iter().zip(wanted).filter_map(|(model, wanted)| wanted.then_some(model)).collect()
 }
 
 /// Why a model was not withdrawn everywhere.
@@ -180,23 +215,37 @@ impl WithdrawError {
     }
 }
 
-/// Deletes a model from all three servers and returns the servers that had it. A server that does not
-/// have it is no error as long as another one does, so that an interrupted withdrawal can be repeated.
-///
-/// `owner` is needed by operators only.
+/// What is withdrawn.
+#[derive(Clone, Debug, Default)]
+pub struct Withdrawal<'a> {
+    /// Name of the task.
+    pub task: &'a str,
+    /// Name of the model.
+    pub model: &'a str,
+    /// Only this version; 0 for all.
+    pub version: u64,
+    /// Name of the owner; needed by operators only.
+    pub owner: &'a str,
+    /// Why, for those who list the model; may be empty.
+    pub reason: &'a str,
+}
+
+/// Takes a model away from all three servers, erases its shares there, and returns the servers that had it.
+/// A server that does not have it is no error as long as another one does, so that an interrupted withdrawal
+/// can be repeated.
 ///
 /// # Errors
 /// [`WithdrawError`].
 pub async fn withdraw(
     connection: &Connection,
-    task: &str,
-    name: &str,
-    owner: Option<&str>,
+    &Withdrawal { task, model, version, owner, reason }: &Withdrawal<'_>,
 ) -> Result<Vec<u8>, WithdrawError> {
     let request = WithdrawRequest {
         task: task.to_owned(),
-        model: name.to_owned(),
-        owner: owner.unwrap_or_default().to_owned(),
+        model: model.to_owned(),
+        owner: owner.to_owned(),
+        version,
+        reason: reason.to_owned(),
     };
     let answers = connection
         .call_all_repeating("Withdraw", &RetryPolicy::default(), |_, channel| {
@@ -207,7 +256,7 @@ pub async fn withdraw(
             }
         })
         .await;
-    outcome(answers, task, name)
+    outcome(answers, task, model)
 }
 
 fn outcome(answers: [Result<(), ServerError>; 3], task: &str, name: &str) -> Result<Vec<u8>, WithdrawError> {
@@ -246,7 +295,29 @@ pub(crate) mod tests {
             epoch: 1,
             owner_budget_nano_rho: Some(500_000_000),
             retrained_on_new_data: false,
+            version: 1,
+            self_test: None,
+            erased: false,
         }
+    }
+
+    #[test]
+    fn what_is_of_use_is_shown() {
+        let version = |name: &str, version, state| Model { version, ..model(name, state, version as u8) };
+        let list = || {
+            vec![
+                version("a", 1, ModelState::Retired),
+                version("a", 2, ModelState::Ready),
+                version("a", 3, ModelState::Staged),
+                version("b", 1, ModelState::Retired),
+                version("b", 2, ModelState::Retired),
+                version("c", 1, ModelState::Ready),
+                version("c", 2, ModelState::Retired),
+            ]
+        };
+        let shown = present(join([list(), list(), list()]));
+        let shown: Vec<_> = shown.iter().map(|model| (model.name.as_str(), model.version)).collect();
+        assert_eq!(shown, [("a", 2), ("a", 3), ("b", 2), ("c", 1)]);
     }
 
     #[test]

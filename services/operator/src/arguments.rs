@@ -48,6 +48,16 @@ pub enum Command {
         #[arg(long, value_name = "INDEX", value_parser = clap::value_parser!(u8).range(0..3))]
         server: Option<u8>,
     },
+    /// Which versions of whose models gave an answer, by the model set digest of its receipt.
+    #[command(after_help = AFTER_MODEL_SET_HELP)]
+    ModelSet {
+        /// The digest, or its first 16 digits or more, in hexadecimal.
+        #[arg(value_name = "DIGEST", value_parser = parse_digest)]
+        digest: Digest,
+        /// Only this server, 0, 1 or 2; all three otherwise.
+        #[arg(long, value_name = "INDEX", value_parser = clap::value_parser!(u8).range(0..3))]
+        server: Option<u8>,
+    },
     /// Set what the servers log, or show it; until a restart unless `--for` says how long.
     #[command(after_help = AFTER_LOG_FILTER_HELP)]
     LogFilter(LogFilterArguments),
@@ -67,6 +77,18 @@ pub enum Command {
         #[command(subcommand)]
         command: CertsCommand,
     },
+}
+
+/// The first bytes of a digest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Digest(pub Vec<u8>);
+
+fn parse_digest(text: &str) -> Result<Digest, String> {
+    let bytes = hex::decode(text).map_err(|error| error.to_string())?;
+    if !(8..=32).contains(&bytes.len()) {
+        return Err(format!("{} digits; 16 to 64 are a digest or its beginning", text.len()));
+    }
+    Ok(Digest(bytes))
 }
 
 /// Arguments of `budget`.
@@ -412,6 +434,16 @@ Examples:
   concilium-operator audit --task digits
   concilium-operator audit --task digits --releases 1000000 --corrupted 0 --json audit.json
   concilium-operator audit --task digits --task-file tasks.toml";
+
+const AFTER_MODEL_SET_HELP: &str = "\
+Each server keeps every set of which it has released an answer, also when the models are long gone. The
+digest is computed again from what a server lists, so no server can list another set for it.
+
+Examples:
+  concilium-operator model-set 7c9e6679f2a04bd1
+  concilium-operator model-set 7c9e6679f2a04bd1 --server 1
+
+Exit code 2: no server has released an answer of such a set.";
 
 const AFTER_LOG_FILTER_HELP: &str = "\
 A filter is what RUST_LOG takes. Events of libraries outside of Concilium are logged up to info at most,

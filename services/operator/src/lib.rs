@@ -21,7 +21,7 @@ use concilium_client_library::{
     Connection, ConnectionConfig, ServerError,
     budget::Budgets,
     connection::most_useful,
-    operations::{Servers, log_filters, resume_task, set_log_filter, statuses},
+    operations::{Servers, log_filters, model_sets, resume_task, set_log_filter, statuses},
     terminal::{Failure, FailureClass, Output},
 };
 use concilium_privacy::SystemClock;
@@ -87,6 +87,18 @@ pub async fn run(arguments: &Arguments) -> Result<(), Failure> {
             let (answers, errors) = split(statuses(&connection, servers(*server)).await);
             report::status(&answers, &mut output)?;
             conclude(report::status_differences(&answers), errors)
+        }
+        Command::ModelSet { digest, server } => {
+            let connection = connect(&arguments.config)?;
+            let (answers, errors) = split(model_sets(&connection, servers(*server), &digest.0).await);
+            report::model_sets(&answers, &mut output)?;
+            if errors.is_empty() && answers.iter().all(|answer| answer.sets.is_empty()) {
+                return Err(Failure::message(
+                    FailureClass::Input,
+                    "no server has released an answer of such a set; compare the digest with the receipt",
+                ));
+            }
+            conclude(Vec::new(), errors)
         }
         Command::LogFilter(LogFilterArguments { server, duration, filter, .. }) => {
             let connection = connect(&arguments.config)?;

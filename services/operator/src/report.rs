@@ -1,6 +1,7 @@
 //! What the program prints about budgets and servers.
 
 use std::{
+    collections::BTreeMap,
     io::Write,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -9,8 +10,10 @@ use concilium_client_library::{
     budget_tables,
     terminal::{Failure, Output},
 };
+use concilium_rpc::inspection::utc;
 use concilium_rpc::v1::{
-    GetBudgetResponse, GetStatusResponse, LaneWait, ResumeTaskResponse, SetLogFilterResponse,
+    FindModelSetsResponse, GetBudgetResponse, GetStatusResponse, LaneWait, ModelSet, ResumeTaskResponse,
+    SetLogFilterResponse,
 };
 
 /// Days before the end of a certificate from which it is pointed at.
@@ -49,6 +52,40 @@ pub fn budget(answers: &[GetBudgetResponse], output: &mut Output<impl Write>) ->
             continue;
         }
         budget_tables::print(&answer.tasks, now_ms(), output)?;
+    }
+    Ok(())
+}
+
+/// Prints sets of models. Servers that know a set list the same, because its digest covers it: each is
+/// printed once, with the servers that know it and since when.
+///
+/// # Errors
+/// [`Failure`] if standard output is closed.
+pub fn model_sets(answers: &[FindModelSetsResponse], output: &mut Output<impl Write>) -> Result<(), Failure> {
+    let mut known: BTreeMap<&[u8], Vec<(u32, &ModelSet)>> = BTreeMap::new();
+    for answer in answers {
+        for set in &answer.sets {
+            known.entry(&set.digest[..]).or_default().push((answer.party, set));
+        }
+    }
+    for (digest, holders) in known {
+        let set = holders[0].1;
+        output.line(format_args!(
+            "model set {}: {} models of task {}, epoch {}",
+            hex::encode(digest),
+            set.models.len(),
+            set.task,
+            set.epoch
+        ))?;
+        for (party, set) in &holders {
+            output
+                .line(format_args!("server {party}: first answer {}", utc(set.first_used_unix_ms / 1000)))?;
+        }
+        let mut rows = vec![row(["owner", "model", "version", "content"])];
+        rows.extend(set.models.iter().map(|model| {
+            row([&model.owner, &model.model, &model.version.to_string(), &hex::encode(&model.content_digest)])
+        }));
+        output.table(&rows)?;
     }
     Ok(())
 }

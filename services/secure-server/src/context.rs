@@ -14,8 +14,9 @@ use concilium_rpc::v1::{LaneStatus, PeerStatus};
 use crate::config::LimitSection;
 use crate::history::History;
 use crate::ledger_watch::LedgerWatch;
-use crate::models::ModelStore;
+use crate::models::{ModelSets, ModelStore};
 use crate::progress::{LaneProgress, Wait};
+use crate::self_test::SelfTests;
 use crate::task::Tasks;
 use crate::waiting::WaitingRoom;
 
@@ -27,6 +28,10 @@ pub struct Context {
     pub tasks: Tasks,
     /// The owners' models.
     pub models: Arc<ModelStore>,
+    /// Which models answered what.
+    pub model_sets: ModelSets,
+    /// Models that wait for their self-test.
+    pub self_tests: SelfTests,
     /// The privacy budget.
     pub ledger: Arc<dyn Ledger>,
     /// What is known of the other servers' ledgers.

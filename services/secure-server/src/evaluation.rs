@@ -89,7 +89,7 @@ fn confident_labels(
 }
 
 /// The protocols' channel over the link, observed.
-fn channel<'l>(
+pub(crate) fn channel<'l>(
     link: &'l mut Link<'_>,
     context: &'l Context,
     task: &Task,

@@ -15,8 +15,8 @@ use tokio::sync::oneshot;
 
 use crate::arrivals::to_wire;
 use crate::context::Context;
-use crate::link::{Failure, Link, drop_incomplete, release_kept};
-use crate::{follower, leader, ledger_watch, metrics};
+use crate::link::{Failure, Link, drop_incomplete, note_waiting, release_kept};
+use crate::{follower, leader, ledger_watch, metrics, self_test};
 
 /// How long one attempt to reach the other servers lasts.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(3);
@@ -85,7 +85,7 @@ pub fn run(mut lane: Lane, context: &Context, stop: &AtomicBool) {
             metrics::count_connection_failure();
             tracing::warn!(server = %context.here, reason = %failure.reason, "gave up the links to the other servers");
             // What waits here may be unknown to the others by now: the clients ask again.
-            context.room.fail_all(&context.lane.failure());
+            give_up_waiting(context);
         }
         lane.disconnect();
         if !stop.load(Ordering::Relaxed) {
@@ -93,7 +93,7 @@ pub fn run(mut lane: Lane, context: &Context, stop: &AtomicBool) {
             lane.block_on(async { tokio::time::sleep(pause).await });
         }
     }
-    context.room.fail_all(&context.lane.failure());
+    give_up_waiting(context);
 }
 
 /// Tells the operator at once, instead of at the first request.
@@ -114,13 +114,21 @@ fn connection_lost(lane: &Lane, context: &Context, error: &LaneError) {
         context.lane.note_peer_error(context.here, peer, &error.to_string());
     }
     context.lane.note_error(error.to_string());
-    context.room.fail_all(&context.lane.failure());
+    give_up_waiting(context);
+}
+
+/// Tells all who wait for the lane why there is nothing to wait for.
+fn give_up_waiting(context: &Context) {
+    let failure = context.lane.failure();
+    context.room.fail_all(&failure);
+    context.self_tests.fail_all(&failure);
 }
 
 /// Serves one connection until it breaks or the server stops.
 fn serve(lane: &mut Lane, context: &Context, stop: &AtomicBool) -> Result<(), Failure> {
     let mut link = Link::new(lane, context);
     ledger_watch::compare(&mut link, context)?;
+    context.self_tests.begin_again();
     if context.here == PartyIndex::ALL[0] {
         serve_as_leader(&mut link, context, stop)
     } else {
@@ -141,6 +149,9 @@ fn serve_as_leader(link: &mut Link<'_>, context: &Context, stop: &AtomicBool) ->
             tidied = Instant::now();
             give_up_incomplete(link, context)?;
         }
+        if let Some(test) = context.self_tests.take_due() {
+            self_test::lead(link, context, &test)?;
+        }
         // Read before looking, so that an arrival in between ends the wait below.
         let seen = context.room.arrivals();
         let rows = context.room.rows(|key| link.arrivals.everywhere(key));
@@ -153,13 +164,17 @@ fn serve_as_leader(link: &mut Link<'_>, context: &Context, stop: &AtomicBool) ->
             }
         }
         let patience = ready_since.map_or(TICK, |since| batch_wait.saturating_sub(since.elapsed()));
-        let event = link.lane.next_event(context.room.wait_for_arrival(seen), patience);
+        let news = either(context.room.wait_for_arrival(seen), context.self_tests.wait_until_due());
+        let event = link.lane.next_event(news, patience);
         match heard(link, event)? {
             LaneEvent::Frame(from, LaneFrame { frame: Some(Frame::Arrived(arrived)) }) => {
                 link.arrivals.note(from, &arrived);
             }
             LaneEvent::Frame(_, LaneFrame { frame: Some(Frame::Released(released)) }) => {
                 release_kept(context, &released);
+            }
+            LaneEvent::Frame(_, LaneFrame { frame: Some(Frame::ModelWaiting(waiting)) }) => {
+                note_waiting(context, &waiting);
             }
             LaneEvent::Other(()) => link.tell()?,
             LaneEvent::Frame(_, LaneFrame { frame: Some(Frame::Heartbeat(_)) }) | LaneEvent::TimedOut => {}
@@ -200,7 +215,9 @@ fn serve_as_follower(link: &mut Link<'_>, context: &Context, stop: &AtomicBool) 
     let leader = link.neighbour_of(PartyIndex::ALL[0]);
     while !stop.load(Ordering::Relaxed) {
         link.beat()?;
-        let event = link.lane.next_event(context.room.wait_for_news(), TICK);
+        self_test::announce(link, context)?;
+        let news = either(context.room.wait_for_news(), context.self_tests.wait_until_due());
+        let event = link.lane.next_event(news, TICK);
         match heard(link, event)? {
             LaneEvent::Other(()) => link.tell()?,
             LaneEvent::Frame(_, LaneFrame { frame: Some(Frame::Released(released)) }) => {
@@ -212,6 +229,9 @@ fn serve_as_follower(link: &mut Link<'_>, context: &Context, stop: &AtomicBool) 
             LaneEvent::Frame(from, LaneFrame { frame: Some(Frame::Plan(plan)) }) if from == leader => {
                 follower::follow(link, context, plan)?;
             }
+            LaneEvent::Frame(from, LaneFrame { frame: Some(Frame::SelfTest(test)) }) if from == leader => {
+                self_test::follow(link, context, test)?;
+            }
             LaneEvent::Frame(from, LaneFrame { frame: Some(Frame::ComponentDigests(digests)) })
                 if link.early.is_none() && from != leader =>
             {
@@ -222,6 +242,14 @@ fn serve_as_follower(link: &mut Link<'_>, context: &Context, stop: &AtomicBool) 
         }
     }
     Ok(())
+}
+
+/// Waits for one of two things.
+async fn either(first: impl Future<Output = ()>, second: impl Future<Output = ()>) {
+    tokio::select! {
+        () = first => {}
+        () = second => {}
+    }
 }
 
 /// What came between batches, with whom it came from noted.

@@ -1,6 +1,6 @@
 //! The part of servers 1 and 2 in agreeing on a batch: they check, compare, judge and take part.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use concilium_mpc::{Neighbour, PartyIndex};
@@ -8,7 +8,7 @@ use concilium_privacy::{RequestId, RequestKey};
 use concilium_rpc::status::RpcError;
 use concilium_rpc::v1::lane_frame::Frame;
 use concilium_rpc::v1::{
-    Accepted, ComponentDigests, Plan, PlanReply, PlannedRequest, Refusal, RequestVerdict, Start,
+    Accepted, ComponentDigests, ModelState, Plan, PlanReply, PlannedRequest, Refusal, RequestVerdict, Start,
     request_verdict::Verdict,
 };
 
@@ -19,6 +19,7 @@ use crate::link::{Failure, Link};
 use crate::models::{Entry, digest_of, internal};
 use crate::owners::{OWNERS_SPENT, check_limit, participants, unpaid};
 use crate::progress::Step;
+use crate::self_test::settle;
 use crate::task::Task;
 use crate::waiting::Waiting;
 
@@ -107,7 +108,10 @@ fn follow_plan(link: &mut Link<'_>, context: &Context, plan: Plan, run_id: RunId
             return Err(Failure::fault("the leader runs a request that is not here".to_owned()));
         }
     }
-    carry_out(link, context, &task, &models, plan.batch, run_id, waiting, judgements, kept)
+    carry_out(link, context, &task, &models, plan.batch, run_id, waiting, judgements, kept)?;
+    // All three have taken the plan, so they have these versions ready.
+    settle(context, &models);
+    Ok(())
 }
 
 fn receive_start(link: &mut Link<'_>, leader: Neighbour, batch: u64) -> Result<Start, Failure> {
@@ -163,13 +167,20 @@ fn prepare(context: &Context, plan: &Plan) -> Result<(Arc<Task>, Vec<Entry>), Re
         let what = "rows of a batch".to_owned();
         return Err(refuse(RpcError::TooLarge { what, limit: MAXIMUM_PLAN_ROWS, got: rows }));
     }
-    let ready = context.models.ready(&plan.task);
+    let names: BTreeSet<_> = plan.models.iter().map(|planned| (&planned.owner, &planned.model)).collect();
+    if names.len() != plan.models.len() {
+        return Err(refuse(internal("the plan names a model twice")));
+    }
+    // Any version that is ready here may vote; which one is the leader's choice.
+    let ready = context.models.list(|key| key.task == plan.task);
     let (mut models, mut missing) = (Vec::new(), Vec::new());
     for planned in &plan.models {
         let same = |entry: &&Entry| {
             entry.key.owner == planned.owner
                 && entry.key.model == planned.model
+                && entry.version == planned.version
                 && entry.content_digest == planned.content_digest[..]
+                && entry.state == ModelState::Ready
         };
         match ready.iter().find(same) {
             Some(entry) => models.push(entry.clone()),

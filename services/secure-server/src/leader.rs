@@ -21,11 +21,13 @@ use crate::link::{Failure, Link};
 use crate::models::{Entry, digest_of, internal};
 use crate::owners::{OWNERS_SPENT, participants, unpaid, within_limit};
 use crate::progress::Step;
+use crate::self_test::settle;
 use crate::task::Task;
 use crate::waiting::Waiting;
 
-/// How often a leader leaves models out that a peer does not have ready yet.
-const PLANNING_ATTEMPTS: usize = 3;
+/// How often a leader takes older versions of models, or leaves models out, because a peer does not have
+/// them ready.
+const PLANNING_ATTEMPTS: usize = 4;
 
 /// Server 0: plans, agrees and runs one batch of waiting requests.
 pub(crate) fn lead(link: &mut Link<'_>, context: &Context) -> Result<(), Failure> {
@@ -97,7 +99,7 @@ fn lead_requests(
             // Another server's ledger has charged them more; they leave this batch.
             Outcome::OwnersSpent(owners) => models.retain(|entry| !owners.contains(&entry.key.owner)),
             Outcome::ModelsMissing(missing) => {
-                models.retain(|entry| !missing.contains(&(entry.key.owner.clone(), entry.key.model.clone())));
+                models = models.into_iter().filter_map(|entry| held(context, entry, &missing)).collect();
             }
         }
     }
@@ -109,8 +111,17 @@ fn lead_requests(
     Ok(())
 }
 
+/// A version that the other servers have ready: this one, or the version before it. A crash in the middle
+/// of an activation leaves the newest on some servers only.
+fn held(context: &Context, entry: Entry, missing: &BTreeSet<(String, String)>) -> Option<Entry> {
+    if missing.contains(&(entry.key.owner.clone(), entry.key.model.clone())) {
+        return context.models.ready_before(&entry.key, entry.version);
+    }
+    Some(entry)
+}
+
 /// A name for one attempt at a batch. It is no secret.
-fn new_run_id() -> Result<RunId, Failure> {
+pub(crate) fn new_run_id() -> Result<RunId, Failure> {
     let mut run_id = RunId::default();
     let failed = |error| Failure::fault(format!("no name for the batch: {error}"));
     SysRng.try_fill_bytes(&mut run_id).map_err(failed)?;
@@ -189,6 +200,8 @@ fn lead_attempt(
     link.flush()?;
     let waiting = std::mem::take(pending);
     carry_out(link, context, task, models, batch, run_id, waiting, judgements, decisions)?;
+    // The others have taken the plan, so they have these versions ready.
+    settle(context, models);
     Ok(Outcome::Done)
 }
 
@@ -211,6 +224,7 @@ fn plan(batch: u64, run_id: &RunId, task: &Task, models: &[Entry], waiting: &[Wa
                 owner: entry.key.owner.clone(),
                 model: entry.key.model.clone(),
                 content_digest: entry.content_digest.to_vec().into(),
+                version: entry.version,
             })
             .collect(),
         requests: waiting

@@ -39,6 +39,7 @@ pub mod randomness;
 mod receipt;
 mod retention;
 mod run;
+pub mod self_test;
 pub mod server;
 mod start;
 pub mod task;

@@ -6,7 +6,7 @@ use concilium_mpc::{Neighbour, PartyIndex};
 use concilium_rpc::lane::{Lane, LaneError};
 use concilium_rpc::status::RpcError;
 use concilium_rpc::v1::lane_frame::Frame;
-use concilium_rpc::v1::{Arrived, ComponentDigests, Heartbeat, Incomplete, Released};
+use concilium_rpc::v1::{Arrived, ComponentDigests, Heartbeat, Incomplete, ModelWaiting, Released};
 
 use crate::answer::RunId;
 use crate::arrivals::{Arrivals, named, to_wire};
@@ -15,6 +15,7 @@ use crate::kept::replay;
 use crate::log::join_trace;
 use crate::metrics;
 use crate::progress::{Step, Steps};
+use crate::self_test::TestKey;
 
 /// Why a batch, and with it the present links, were given up.
 #[derive(Debug)]
@@ -256,6 +257,7 @@ impl<'a> Link<'a> {
                 Some(Frame::Arrived(arrived)) => self.arrivals.note(from, &arrived),
                 Some(Frame::Released(released)) => release_kept(self.context, &released),
                 Some(Frame::Incomplete(incomplete)) => drop_incomplete(self.context, &incomplete),
+                Some(Frame::ModelWaiting(waiting)) => note_waiting(self.context, &waiting),
                 Some(Frame::Heartbeat(_)) => {}
                 _ => break frame,
             }
@@ -271,6 +273,13 @@ impl<'a> Link<'a> {
             }),
             None => Err(Failure::fault(format!("server {peer} sent an unknown frame"))),
         }
+    }
+}
+
+/// On server 0: a version waits on another server for its self-test.
+pub(crate) fn note_waiting(context: &Context, waiting: &ModelWaiting) {
+    if let Some(key) = TestKey::from_wire(waiting) {
+        context.self_tests.note(key);
     }
 }
 

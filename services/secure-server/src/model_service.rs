@@ -1,6 +1,7 @@
 //! The owners' interface.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use concilium_network::Architecture;
 use concilium_privacy::{Clock, EpochBasis, EpochDeclaration, NanoRho, SystemClock};
@@ -19,8 +20,9 @@ use tokio_stream::StreamExt;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use crate::context::Context;
-use crate::models::{Entry, ModelKey, Terms, Upload};
+use crate::models::{Entry, LARGEST_VERSION, ModelKey, Terms, Upload};
 use crate::prediction::{broken, no_header, read_components, second_header};
+use crate::self_test::TestKey;
 use crate::task::Task;
 
 /// Largest JSON of an architecture: a thousand steps of a few hundred bytes each.
@@ -54,21 +56,19 @@ impl ModelService {
         });
         let announced = [("own", &header.own), ("next", &header.next)];
         let [own, next] = read_components(announced, elements, pieces).await?;
-        let upload = Upload { key, architecture, content_digest, terms, own, next };
+        let version = (header.version > 0).then_some(header.version);
+        let upload = Upload { key, version, architecture, content_digest, terms, own, next };
         let now = i64::try_from(SystemClock.now_ms()).unwrap_or(i64::MAX);
         let (models, limit) = (Arc::clone(&self.context.models), task.policy.models_per_owner);
         let stored = tokio::task::spawn_blocking(move || models.upload(upload, limit, now));
         stored.await.map_err(crate::models::internal)?
     }
 
-    /// Compares with both neighbours and makes the model ready.
+    /// Compares with both neighbours, and waits until the three servers have tested the version.
     async fn activate_model(&self, owner: &Identity, request: &ActivateRequest) -> Result<Entry, RpcError> {
         let task = self.context.tasks.get(&request.task)?;
         let key = key(task, owner.name(), &request.model)?;
-        let entry = self.context.models.get(&key)?;
-        if entry.content_digest != request.content_digest[..] {
-            return Err(RpcError::ModelExists { task: key.task, model: key.model });
-        }
+        let entry = self.context.models.find(&key, &request.content_digest)?;
         match entry.state {
             ModelState::Ready => return Ok(entry),
             ModelState::Rejected | ModelState::Retired => {
@@ -93,6 +93,7 @@ impl ModelService {
                 epoch: entry.terms.epoch,
                 owner_budget_nano_rho: entry.terms.budget.map(NanoRho::units),
                 retrained_on_new_data: entry.terms.retrained,
+                version: entry.version,
             };
             let unavailable = |step: String| RpcError::PeerUnavailable { peer: peer.to_string(), step };
             let channel = self.peers.to(peer.number()).map_err(|error| unavailable(error.to_string()))?;
@@ -108,15 +109,15 @@ impl ModelService {
                         what: format!("model {}", key.model),
                         component: component.number() as u8,
                     };
-                    self.context.models.set_state(&key, ModelState::Rejected, &error.to_string())?;
+                    self.reject(&entry, &error.to_string())?;
                     return Err(error);
                 }
                 Outcome::TermsDiffer => {
                     let problem = format!(
-                        "this server and {peer} were given different epochs or budgets of the owner; withdraw the \
-                         model and share it with one `--budget-rho`"
+                        "this server and {peer} were given different epochs, budgets of the owner or version numbers; \
+                         withdraw the model and share it with one `--budget-rho`"
                     );
-                    self.context.models.set_state(&key, ModelState::Rejected, &problem)?;
+                    self.reject(&entry, &problem)?;
                     return Err(RpcError::ModelRejected { task: key.task, model: key.model, problem });
                 }
                 _ => {
@@ -125,10 +126,55 @@ impl ModelService {
                 }
             }
         }
-        let models = Arc::clone(&self.context.models);
-        let ready = tokio::task::spawn_blocking(move || models.set_state(&key, ModelState::Ready, ""));
-        ready.await.map_err(crate::models::internal)?
+        self.wait_for_test(&key, entry.content_digest).await
     }
+
+    fn reject(&self, entry: &Entry, problem: &str) -> Result<(), RpcError> {
+        let rejected =
+            self.context.models.set_state(&entry.version_key(), ModelState::Rejected, problem, None);
+        rejected.map(|_| ())
+    }
+
+    /// Asks for the self-test of a version, unless another server's call has brought it about already.
+    async fn wait_for_test(&self, model: &ModelKey, content_digest: [u8; 32]) -> Result<Entry, RpcError> {
+        let context = &self.context;
+        let find = || context.models.find(model, &content_digest);
+        let entry = find()?;
+        if entry.state == ModelState::Ready {
+            return Ok(entry);
+        }
+        if !context.lane.is_connected() {
+            return Err(context.lane.failure());
+        }
+        let tested = context.self_tests.ask(TestKey { model: model.clone(), content_digest });
+        let patience = Duration::from_millis(context.limits.request_timeout_ms);
+        match tokio::time::timeout(patience, tested).await {
+            Ok(Ok(outcome)) => outcome.and_then(|()| find()),
+            _ => Err(RpcError::PeerUnavailable {
+                peer: "another server".to_owned(),
+                step: format!("the model's self-test has not run within {} s", patience.as_secs()),
+            }),
+        }
+    }
+}
+
+/// Longest reason of a withdrawal.
+const MAXIMUM_REASON_BYTES: usize = 200;
+
+/// What is listed as the reason of a withdrawal.
+fn withdrawal(caller: &Identity, reason: &str) -> Result<String, RpcError> {
+    let reason = reason.trim();
+    if reason.len() > MAXIMUM_REASON_BYTES || reason.chars().any(char::is_control) {
+        return Err(RpcError::InvalidRequest {
+            field: "reason".to_owned(),
+            problem: format!(
+                "has {} bytes; at most {MAXIMUM_REASON_BYTES} are allowed, without control characters",
+                reason.len()
+            ),
+        });
+    }
+    let said = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+    Ok(format!("withdrawn by {caller}{said}"))
 }
 
 fn key(task: &Task, owner: &str, model: &str) -> Result<ModelKey, RpcError> {
@@ -179,6 +225,12 @@ fn check_header(
             field: "content_digest".to_owned(),
             problem: format!("has {} bytes, not 32", header.content_digest.len()),
         })?;
+    if header.version > LARGEST_VERSION {
+        return Err(RpcError::InvalidRequest {
+            field: "version".to_owned(),
+            problem: format!("is {}; at most {LARGEST_VERSION} is allowed", header.version),
+        });
+    }
     Ok((key, architecture, content_digest))
 }
 
@@ -237,7 +289,6 @@ impl ModelStore for ModelService {
     ) -> Result<Response<ActivateResponse>, Status> {
         let owner = self.context.allowed.authorise(&request, &[Role::Owner])?;
         let entry = self.activate_model(&owner, request.get_ref()).await?;
-        tracing::info!(model = %entry.key, parameters = entry.architecture.parameter_count(), "a model is ready");
         Ok(Response::new(ActivateResponse { model: Some(entry.to_wire()) }))
     }
 
@@ -262,7 +313,7 @@ impl ModelStore for ModelService {
         request: Request<WithdrawRequest>,
     ) -> Result<Response<WithdrawResponse>, Status> {
         let caller = self.context.allowed.authorise(&request, &[Role::Owner, Role::Operator])?;
-        let WithdrawRequest { task, model, owner } = request.into_inner();
+        let WithdrawRequest { task, model, owner, version, reason } = request.into_inner();
         let task = self.context.tasks.get(&task)?;
         let owner = match (caller.role(), owner.as_str()) {
             (Role::Owner, "") => caller.name(),
@@ -276,10 +327,12 @@ impl ModelStore for ModelService {
             (_, named) => named,
         };
         let key = key(task, owner, &model)?;
+        let reason = withdrawal(&caller, &reason)?;
+        let version = (version > 0).then_some(version);
         let models = Arc::clone(&self.context.models);
-        let withdrawn = tokio::task::spawn_blocking(move || models.withdraw(&key));
+        let withdrawn = tokio::task::spawn_blocking(move || models.withdraw(&key, version, &reason));
         let entry = withdrawn.await.map_err(crate::models::internal).map_err(Status::from)??;
-        tracing::info!(model = %entry.key, by = %caller, "a model was withdrawn");
+        tracing::info!(model = %entry.key, version = entry.version, reason = entry.reason, "a model was withdrawn");
         Ok(Response::new(WithdrawResponse { model: Some(entry.to_wire()) }))
     }
 }

@@ -1,11 +1,11 @@
 //! The owners' models on one server: durable shares, their state, and what is prepared of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use concilium_inference::{Ensemble, SharedModel};
+use concilium_inference::SharedModel;
 use concilium_mpc::PartyIndex;
 use concilium_mpc::input::Component;
 use concilium_network::Architecture;
@@ -13,25 +13,39 @@ use concilium_privacy::NanoRho;
 use concilium_rpc::lane::CompareModels;
 use concilium_rpc::status::RpcError;
 use concilium_rpc::v1::compare_model_response::Outcome;
-use concilium_rpc::v1::{self, CompareModelRequest, ModelState};
+use concilium_rpc::v1::{self, CompareModelRequest, ModelState, SelfTestFigures};
 use prost::Message;
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
 use thiserror::Error;
 use zeroize::Zeroize;
 
 use crate::epochs::Epochs;
-use crate::task::Task;
 
+mod set;
 mod stored;
 
+pub(crate) use set::digest_of;
+pub use set::{ModelSets, ensemble};
 use stored::{StoredModel, load, stored_bytes};
 
-/// Key `task/owner/model`, none of which contains a slash; value an encoded [`StoredModel`].
-const MODELS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("models-v3");
+/// Key `task/owner/model/version`, the version in ten digits, none of the names with a slash; value an
+/// encoded [`StoredModel`].
+const MODELS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("models-v4");
 
-/// What older versions wrote: models without epoch, and models that were lists of layers.
-const OLD_MODELS: [TableDefinition<'_, &str, &[u8]>; 2] =
-    [TableDefinition::new("models-v1"), TableDefinition::new("models-v2")];
+/// What older versions wrote: models without epoch, models that were lists of layers, models without
+/// versions.
+const OLD_MODELS: [TableDefinition<'_, &str, &[u8]>; 3] =
+    [TableDefinition::new("models-v1"), TableDefinition::new("models-v2"), TableDefinition::new("models-v3")];
+
+/// Most versions of a model that are ready on one server at a time: the one that votes, and one that not
+/// all servers have ready.
+const MOST_READY_VERSIONS: usize = 2;
+
+/// Erased versions of an owner's models of a task that stay listed.
+const MOST_ERASED: usize = 1000;
+
+/// Largest number of a version.
+pub const LARGEST_VERSION: u64 = 1 << 32;
 
 /// Why the store can't be used.
 #[derive(Debug, Error)]
@@ -96,10 +110,27 @@ pub struct Terms {
     pub retrained: bool,
 }
 
+/// Names a version of a model.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VersionKey {
+    /// The model.
+    pub model: ModelKey,
+    /// The version's number, from 1.
+    pub version: u64,
+}
+
+impl fmt::Display for VersionKey {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} version {}", self.model, self.version)
+    }
+}
+
 /// What an owner uploads.
 pub struct Upload {
     /// Which model.
     pub key: ModelKey,
+    /// The number of the version; `None` for the next one.
+    pub version: Option<u64>,
     /// Its public part, checked against the task.
     pub architecture: Architecture,
     /// Names this content of the model.
@@ -112,21 +143,29 @@ pub struct Upload {
     pub next: Component,
 }
 
-/// A stored model without its components.
+/// A stored version of a model without its components.
 #[derive(Clone)]
 pub struct Entry {
     /// Which model.
     pub key: ModelKey,
-    /// Its public part.
-    pub architecture: Architecture,
+    /// Which version of it.
+    pub version: u64,
+    /// Weights and biases.
+    pub parameters: u64,
     /// Names this content of the model.
     pub content_digest: [u8; 32],
+    /// Of the version's number, architecture and terms: equal on the three servers.
+    pub public_digest: [u8; 32],
     /// Its state on this server.
     pub state: ModelState,
     /// Why it is rejected or retired, or empty.
     pub reason: String,
     /// On which terms it was shared.
     pub terms: Terms,
+    /// What its self-test took, when it has passed.
+    pub self_test: Option<SelfTestFigures>,
+    /// Whether its shares are erased.
+    pub erased: bool,
     uploaded_at_unix_ms: i64,
     /// Digests of components i and i + 1, for comparison with the neighbours.
     digests: [[u8; 32]; 2],
@@ -135,7 +174,12 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// The model as it is listed.
+    /// The version's name.
+    pub fn version_key(&self) -> VersionKey {
+        VersionKey { model: self.key.clone(), version: self.version }
+    }
+
+    /// The version as it is listed.
     pub fn to_wire(&self) -> v1::Model {
         v1::Model {
             task: self.key.task.clone(),
@@ -143,12 +187,15 @@ impl Entry {
             owner: self.key.owner.clone(),
             state: self.state.into(),
             reason: self.reason.clone(),
-            parameters: self.architecture.parameter_count() as u64,
+            parameters: self.parameters,
             uploaded_at_unix_ms: self.uploaded_at_unix_ms,
             content_digest: self.content_digest.to_vec().into(),
             epoch: self.terms.epoch,
             owner_budget_nano_rho: self.terms.budget.map(NanoRho::units),
             retrained_on_new_data: self.terms.retrained,
+            version: self.version,
+            self_test: self.self_test,
+            erased: self.erased,
         }
     }
 
@@ -162,6 +209,10 @@ impl Entry {
             None
         }
     }
+
+    fn is_ready(&self) -> bool {
+        self.state == ModelState::Ready
+    }
 }
 
 /// All models of one server.
@@ -170,11 +221,11 @@ pub struct ModelStore {
     epochs: Epochs,
     path: PathBuf,
     database: Database,
-    entries: RwLock<BTreeMap<ModelKey, Entry>>,
+    entries: RwLock<BTreeMap<VersionKey, Entry>>,
 }
 
 impl ModelStore {
-    /// Opens the store at `path`, creating it if it is missing, and prepares the models that are
+    /// Opens the store at `path`, creating it if it is missing, and prepares the versions that are
     /// ready. Models of epochs that do not vote are retired.
     ///
     /// # Errors
@@ -199,7 +250,7 @@ impl ModelStore {
             };
             let stored = StoredModel::decode(value.value()).map_err(|error| corrupt(error.to_string()))?;
             let entry = load(&stored, &store.epochs).map_err(corrupt)?;
-            entries.insert(entry.key.clone(), entry);
+            entries.insert(entry.version_key(), entry);
         }
         *store.entries.write().unwrap_or_else(PoisonError::into_inner) = entries;
         Ok(store)
@@ -219,40 +270,27 @@ impl ModelStore {
         run().map_err(|error| ModelStoreError::Storage { path: self.path.clone(), reason: error.to_string() })
     }
 
-    /// Stores a model as staged. The same content again changes nothing; other content replaces a
-    /// model that is not ready.
+    /// Stores a version as staged. The same content again changes nothing. Older versions that are not ready
+    /// give way; those that are ready vote on.
     ///
     /// # Errors
-    /// [`RpcError::ModelExists`] for other content of a ready model, [`RpcError::TooLarge`] above
-    /// `models_per_owner`, [`RpcError::Internal`] when the disk fails.
+    /// [`RpcError::ModelExists`] for a number that was used, [`RpcError::TooLarge`] above
+    /// `models_per_owner` or [`MOST_READY_VERSIONS`], [`RpcError::Internal`] when the disk fails.
     pub fn upload(&self, upload: Upload, models_per_owner: u32, now_unix_ms: i64) -> Result<Entry, RpcError> {
-        let Upload { key, architecture, content_digest, terms, own, next } = upload;
+        let Upload { key, version, architecture, content_digest, terms, own, next } = upload;
+        let versions = self.versions(&key);
+        let same = |entry: &&Entry| entry.content_digest == content_digest && entry.terms == terms;
+        if let Some(entry) =
+            versions.iter().find(same).filter(|same| version.is_none_or(|v| v == same.version))
         {
-            let entries = self.read();
-            match entries.get(&key) {
-                Some(entry) if entry.content_digest == content_digest && entry.terms == terms => {
-                    return Ok(entry.clone());
-                }
-                Some(entry) if entry.state == ModelState::Ready => {
-                    return Err(RpcError::ModelExists { task: key.task, model: key.model });
-                }
-                _ => {}
-            }
-            let counts = |other: &&Entry| {
-                other.key.task == key.task
-                    && other.key.owner == key.owner
-                    && other.key != key
-                    && other.state != ModelState::Retired
-            };
-            let others = entries.values().filter(counts).count();
-            if others >= models_per_owner as usize {
-                return Err(RpcError::TooLarge {
-                    what: format!("number of models of owner {} for task {}", key.owner, key.task),
-                    limit: models_per_owner.into(),
-                    got: others as u64 + 1,
-                });
-            }
+            return Ok(entry.clone());
         }
+        let newest = versions.last().map_or(0, |entry| entry.version);
+        let version = version.unwrap_or(newest + 1);
+        if version <= newest {
+            return Err(RpcError::ModelExists { task: key.task, model: key.model });
+        }
+        self.check_numbers(&key, &versions, models_per_owner)?;
         let stored = StoredModel {
             task: key.task.clone(),
             owner: key.owner.clone(),
@@ -269,75 +307,241 @@ impl ModelStore {
             epoch: terms.epoch,
             owner_budget_nano_rho: terms.budget.map(NanoRho::units),
             retrained: terms.retrained,
+            version,
+            self_test: None,
+            erased: false,
+            parameters: architecture.parameter_count() as u64,
         };
-        self.save(&stored).map_err(internal)?;
-        let entry = load(&stored, &self.epochs).map_err(internal)?;
-        self.entries.write().unwrap_or_else(PoisonError::into_inner).insert(key, entry.clone());
-        Ok(entry)
+        let mut saved = vec![stored];
+        for entry in versions {
+            if matches!(entry.state, ModelState::Staged | ModelState::Rejected) {
+                let mut stored = self.stored(&entry.version_key())?;
+                let before = if entry.reason.is_empty() { "it was not ready" } else { &entry.reason };
+                stored.erase(&format!("version {version} took its place: {before}"));
+                saved.push(stored);
+            }
+        }
+        let mut entries = self.save(&saved)?;
+        Ok(entries.swap_remove(0))
     }
 
-    fn save(&self, stored: &StoredModel) -> Result<(), ModelStoreError> {
-        let key = format!("{}/{}/{}", stored.task, stored.owner, stored.model);
-        let mut bytes = stored.encode_to_vec();
-        let saved = self.write(|table| table.insert(key.as_str(), bytes.as_slice()).map(|_| ()));
-        bytes.zeroize();
-        saved
+    /// Checks that the owner may have another version of the model.
+    fn check_numbers(
+        &self,
+        key: &ModelKey,
+        versions: &[Entry],
+        models_per_owner: u32,
+    ) -> Result<(), RpcError> {
+        let too_large = |what: String, limit: u64, got: usize| {
+            Err(RpcError::TooLarge { what, limit, got: got as u64 + 1 })
+        };
+        let ready = versions.iter().filter(|entry| entry.is_ready()).count();
+        if ready >= MOST_READY_VERSIONS {
+            let what = format!(
+                "number of versions of model {} that are ready on this server; withdraw those that are not \
+                 ready on all three, or repeat `concilium-owner share --replace`: versions",
+                key.model
+            );
+            return too_large(what, MOST_READY_VERSIONS as u64, ready);
+        }
+        let entries = self.read();
+        // A version that is to replace another counts as that one.
+        let others: BTreeSet<&String> = entries
+            .values()
+            .filter(|other| other.key.task == key.task && other.key.owner == key.owner)
+            .filter(|other| other.key != *key && other.state != ModelState::Retired)
+            .map(|other| &other.key.model)
+            .collect();
+        if others.len() >= models_per_owner as usize {
+            let what = format!("number of models of owner {} for task {}", key.owner, key.task);
+            return too_large(what, models_per_owner.into(), others.len());
+        }
+        Ok(())
     }
 
-    /// Makes a staged model ready or rejected.
+    /// Writes versions in one transaction, and takes them up.
+    fn save(&self, saved: &[StoredModel]) -> Result<Vec<Entry>, RpcError> {
+        self.write(|table| {
+            for stored in saved {
+                let mut bytes = stored.encode_to_vec();
+                let inserted = table.insert(row_of(&stored.key()).as_str(), bytes.as_slice()).map(|_| ());
+                bytes.zeroize();
+                inserted?;
+            }
+            Ok(())
+        })
+        .map_err(internal)?;
+        let load = |stored| load(stored, &self.epochs).map_err(internal);
+        let loaded = saved.iter().map(load).collect::<Result<Vec<_>, _>>()?;
+        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        loaded.iter().for_each(|entry| {
+            entries.insert(entry.version_key(), entry.clone());
+        });
+        Ok(loaded)
+    }
+
+    fn stored(&self, key: &VersionKey) -> Result<StoredModel, RpcError> {
+        let read = || -> Result<Option<StoredModel>, redb::Error> {
+            let table = self.database.begin_read()?.open_table(MODELS)?;
+            let row = table.get(row_of(key).as_str())?;
+            Ok(row.and_then(|row| StoredModel::decode(row.value()).ok()))
+        };
+        read().map_err(internal)?.ok_or_else(|| unknown(&key.model))
+    }
+
+    /// Makes a staged version ready or rejected; a ready one can still become rejected.
     ///
     /// # Errors
     /// [`RpcError::UnknownModel`] when it is gone, [`RpcError::Internal`] when the disk fails.
-    pub fn set_state(&self, key: &ModelKey, state: ModelState, reason: &str) -> Result<Entry, RpcError> {
-        let name = key.to_string();
-        let read = || -> Result<Option<StoredModel>, redb::Error> {
-            let table = self.database.begin_read()?.open_table(MODELS)?;
-            let row = table.get(name.as_str())?;
-            Ok(row.and_then(|row| StoredModel::decode(row.value()).ok()))
-        };
-        let mut stored = read().map_err(internal)?.ok_or_else(|| unknown(key))?;
+    pub fn set_state(
+        &self,
+        key: &VersionKey,
+        state: ModelState,
+        reason: &str,
+        self_test: Option<SelfTestFigures>,
+    ) -> Result<Entry, RpcError> {
+        let mut stored = self.stored(key)?;
+        if stored.erased {
+            return Err(unknown(&key.model));
+        }
         stored.state = state.into();
         stored.reason = reason.to_owned();
-        self.save(&stored).map_err(internal)?;
-        let entry = load(&stored, &self.epochs).map_err(internal)?;
-        self.entries.write().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), entry.clone());
-        Ok(entry)
+        stored.self_test = self_test.or(stored.self_test);
+        Ok(self.save(&[stored])?.swap_remove(0))
     }
 
-    /// Deletes a model.
+    /// Retires one version of a model, or all that are not erased, and erases their shares. Returns the
+    /// newest of them.
     ///
     /// # Errors
     /// [`RpcError::UnknownModel`] when there is none, [`RpcError::Internal`] when the disk fails.
-    pub fn withdraw(&self, key: &ModelKey) -> Result<Entry, RpcError> {
-        let entry = self.get(key)?;
-        let name = key.to_string();
-        self.write(|table| table.remove(name.as_str()).map(|_| ())).map_err(internal)?;
-        self.entries.write().unwrap_or_else(PoisonError::into_inner).remove(key);
-        Ok(entry)
+    pub fn withdraw(&self, key: &ModelKey, version: Option<u64>, reason: &str) -> Result<Entry, RpcError> {
+        let mut versions = self.versions(key);
+        versions.retain(|entry| !entry.erased && version.is_none_or(|version| version == entry.version));
+        self.erase(&versions, reason)?.pop().ok_or_else(|| unknown(key))
     }
 
-    /// The model of this key.
+    /// Retires the versions that are older than these, which all three servers have ready.
     ///
     /// # Errors
-    /// [`RpcError::UnknownModel`].
-    pub fn get(&self, key: &ModelKey) -> Result<Entry, RpcError> {
-        self.read().get(key).cloned().ok_or_else(|| unknown(key))
+    /// [`RpcError::Internal`] when the disk fails.
+    pub fn settle(&self, ready: &[Entry]) -> Result<(), RpcError> {
+        for entry in ready {
+            let mut versions = self.versions(&entry.key);
+            versions.retain(|other| !other.erased && other.version < entry.version);
+            if !versions.is_empty() {
+                self.erase(&versions, &format!("version {} took its place", entry.version))?;
+                tracing::info!(model = %entry.key, version = entry.version, "a version took its predecessor's place");
+            }
+        }
+        Ok(())
     }
 
-    /// All models for which `wanted` holds, by task, owner and name.
+    fn erase(&self, versions: &[Entry], reason: &str) -> Result<Vec<Entry>, RpcError> {
+        let mut erased = Vec::new();
+        for entry in versions {
+            let mut stored = self.stored(&entry.version_key())?;
+            stored.erase(reason);
+            erased.push(stored);
+        }
+        let entries = self.save(&erased)?;
+        if let Some(entry) = entries.first() {
+            self.forget_oldest(&entry.key.task, &entry.key.owner).map_err(internal)?;
+        }
+        Ok(entries)
+    }
+
+    /// Deletes what is left of the oldest erased versions of an owner, above [`MOST_ERASED`].
+    fn forget_oldest(&self, task: &str, owner: &str) -> Result<(), ModelStoreError> {
+        let mut erased = self.list(|key| key.task == task && key.owner == owner);
+        erased.retain(|entry| entry.erased);
+        let Some(surplus) = erased.len().checked_sub(MOST_ERASED).filter(|&surplus| surplus > 0) else {
+            return Ok(());
+        };
+        erased.sort_by_key(|entry| entry.uploaded_at_unix_ms);
+        erased.truncate(surplus);
+        self.write(|table| {
+            for entry in &erased {
+                table.remove(row_of(&entry.version_key()).as_str())?;
+            }
+            Ok(())
+        })?;
+        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        erased.iter().for_each(|entry| {
+            entries.remove(&entry.version_key());
+        });
+        Ok(())
+    }
+
+    /// All versions of a model, the oldest first.
+    pub fn versions(&self, key: &ModelKey) -> Vec<Entry> {
+        let version = |version| VersionKey { model: key.clone(), version };
+        self.read().range(version(0)..=version(u64::MAX)).map(|(_, entry)| entry.clone()).collect()
+    }
+
+    /// The version of a model that has this content.
+    ///
+    /// # Errors
+    /// [`RpcError::UnknownModel`] when the model has no version, [`RpcError::ModelExists`] when none has
+    /// this content.
+    pub fn find(&self, key: &ModelKey, content_digest: &[u8]) -> Result<Entry, RpcError> {
+        let mut versions = self.versions(key);
+        if versions.iter().all(|entry| entry.erased && entry.content_digest != content_digest) {
+            return Err(unknown(key));
+        }
+        versions.retain(|entry| entry.content_digest == content_digest);
+        let exists = || RpcError::ModelExists { task: key.task.clone(), model: key.model.clone() };
+        versions.pop().ok_or_else(exists)
+    }
+
+    /// A version prepared for evaluation, whatever its state.
+    ///
+    /// # Errors
+    /// [`RpcError::UnknownModel`] when it is gone, [`RpcError::Internal`] when it can't be read.
+    pub fn prepare(&self, key: &VersionKey) -> Result<Arc<SharedModel>, RpcError> {
+        let ready = self.read().get(key).and_then(|entry| entry.prepared.clone());
+        match ready {
+            Some(prepared) => Ok(prepared),
+            None => self.stored(key)?.prepare().map_err(internal),
+        }
+    }
+
+    /// All versions of models for which `wanted` holds, by task, owner, name and version.
     pub fn list(&self, wanted: impl Fn(&ModelKey) -> bool) -> Vec<Entry> {
         self.read().values().filter(|entry| wanted(&entry.key)).cloned().collect()
     }
 
-    /// The ready models of a task in the order of evaluation.
-    pub fn ready(&self, task: &str) -> Vec<Entry> {
-        let ready = |entry: &&Entry| entry.key.task == task && entry.state == ModelState::Ready;
-        self.read().values().filter(ready).cloned().collect()
+    /// Every model of a task once, as its version that votes or else its newest that is not erased.
+    pub fn present(&self, task: &str) -> Vec<Entry> {
+        let mut present: BTreeMap<ModelKey, Entry> = BTreeMap::new();
+        for entry in self.list(|key| key.task == task) {
+            let hidden =
+                entry.erased || !entry.is_ready() && present.get(&entry.key).is_some_and(Entry::is_ready);
+            if !hidden {
+                present.insert(entry.key.clone(), entry);
+            }
+        }
+        present.into_values().collect()
     }
 
-    fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<ModelKey, Entry>> {
+    /// The newest ready version of every model of a task, in the order of evaluation.
+    pub fn ready(&self, task: &str) -> Vec<Entry> {
+        self.present(task).into_iter().filter(Entry::is_ready).collect()
+    }
+
+    /// The ready version of a model before `version`.
+    pub fn ready_before(&self, key: &ModelKey, version: u64) -> Option<Entry> {
+        self.versions(key).into_iter().rfind(|entry| entry.is_ready() && entry.version < version)
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<VersionKey, Entry>> {
         self.entries.read().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The key of a version's row.
+fn row_of(key: &VersionKey) -> String {
+    format!("{}/{:010}", key.model, key.version)
 }
 
 impl CompareModels for ModelStore {
@@ -347,8 +551,8 @@ impl CompareModels for ModelStore {
             owner: request.owner.clone(),
             model: request.model.clone(),
         };
-        let Ok(entry) = self.get(&key) else { return Outcome::Unknown };
-        if entry.content_digest != request.content_digest[..] {
+        let Ok(entry) = self.find(&key, &request.content_digest) else { return Outcome::Unknown };
+        if entry.erased {
             return Outcome::Unknown;
         }
         let theirs = Terms {
@@ -356,7 +560,7 @@ impl CompareModels for ModelStore {
             budget: request.owner_budget_nano_rho.map(NanoRho::new),
             retrained: request.retrained_on_new_data,
         };
-        if entry.terms != theirs {
+        if entry.terms != theirs || entry.version != request.version {
             return Outcome::TermsDiffer;
         }
         match entry.component_digest(self.here, request.component) {
@@ -364,39 +568,6 @@ impl CompareModels for ModelStore {
             _ => Outcome::Mismatch,
         }
     }
-}
-
-/// A digest of which models take part, equal on all servers that hold the same.
-fn model_set_digest<'a>(models: impl Iterator<Item = (&'a str, &'a str, &'a [u8])>) -> [u8; 32] {
-    let mut hasher = blake3::Hasher::new_derive_key("concilium v1 model set");
-    for (owner, model, content) in models {
-        for part in [owner.as_bytes(), model.as_bytes(), content] {
-            hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
-        }
-    }
-    *hasher.finalize().as_bytes()
-}
-
-/// The digest of a model set.
-pub(crate) fn digest_of(models: &[Entry]) -> [u8; 32] {
-    model_set_digest(
-        models.iter().map(|entry| {
-            (entry.key.owner.as_str(), entry.key.model.as_str(), entry.content_digest.as_slice())
-        }),
-    )
-}
-
-/// The models that answer a task together.
-///
-/// # Errors
-/// [`RpcError::NoModels`] when there is none, [`RpcError::Internal`] when one does not fit the task,
-/// which uploading has excluded.
-pub fn ensemble(task: &Task, entries: &[Entry]) -> Result<Ensemble, RpcError> {
-    if entries.is_empty() {
-        return Err(RpcError::NoModels { task: task.name().to_owned() });
-    }
-    let models = entries.iter().filter_map(|entry| entry.prepared.clone()).collect();
-    Ensemble::new(models, task.domain.features(), task.policy.bins, task.fractional_bits).map_err(internal)
 }
 
 fn unknown(key: &ModelKey) -> RpcError {

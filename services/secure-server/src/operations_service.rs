@@ -9,8 +9,8 @@ use concilium_rpc::lane::PROTOCOL_VERSION;
 use concilium_rpc::status::RpcError;
 use concilium_rpc::v1::operations_server::Operations;
 use concilium_rpc::v1::{
-    CertificateStatus, GetStatusRequest, GetStatusResponse, ModelState, ResumeTaskRequest,
-    ResumeTaskResponse, SetLogFilterRequest, SetLogFilterResponse, TaskStatus,
+    CertificateStatus, FindModelSetsRequest, FindModelSetsResponse, GetStatusRequest, GetStatusResponse,
+    ModelState, ResumeTaskRequest, ResumeTaskResponse, SetLogFilterRequest, SetLogFilterResponse, TaskStatus,
 };
 use tonic::{Request, Response, Status, async_trait};
 
@@ -61,7 +61,7 @@ impl OperationsService {
     }
 
     fn task_status(&self, task: &Task) -> TaskStatus {
-        let models = self.context.models.list(|key| key.task == task.name());
+        let models = self.context.models.present(task.name());
         let count = |state| models.iter().filter(|entry| entry.state == state).count() as u32;
         let ready = models.iter().filter(|entry| entry.state == ModelState::Ready);
         let owners: std::collections::BTreeSet<_> = ready.map(|entry| &entry.key.owner).collect();
@@ -163,6 +163,18 @@ impl Operations for OperationsService {
         let context = Arc::clone(&self.context);
         let was_stopped = with_ledger(move || resume(&context, &task, caller.name(), reason.trim())).await?;
         Ok(Response::new(ResumeTaskResponse { party: self.context.here.number() as u32, was_stopped }))
+    }
+
+    async fn find_model_sets(
+        &self,
+        request: Request<FindModelSetsRequest>,
+    ) -> Result<Response<FindModelSetsResponse>, Status> {
+        self.context.allowed.authorise(&request, &[Role::Operator])?;
+        let context = Arc::clone(&self.context);
+        let digest = request.into_inner().digest;
+        let found = tokio::task::spawn_blocking(move || context.model_sets.find(&digest));
+        let sets = found.await.map_err(internal).map_err(Status::from)??;
+        Ok(Response::new(FindModelSetsResponse { party: self.context.here.number() as u32, sets }))
     }
 }
 

@@ -69,6 +69,13 @@ pub(crate) fn run(link: &mut Link<'_>, context: &Context, batch: Batch<'_>) -> R
     let meeting = Meeting { session, transcript: transcript.digest(), components: released.digests(session) };
     let prices = prices(task, &active, consensus.as_deref());
     let answers = split(task, models, run_id, &active, &prices, released, &statistics);
+    // Before any receipt names the set.
+    let now_ms = i64::try_from(context.clock.now_ms()).unwrap_or(i64::MAX);
+    if let Err(error) = context.model_sets.note(task, models, now_ms) {
+        let failure = Failure::fault(format!("the set of models cannot be noted: {error}"));
+        abort(link, session, &failure);
+        return Err(failure);
+    }
     let (mut settlements, mut finished) = (Vec::new(), Vec::new());
     for ((active, answer), price) in active.into_iter().zip(answers).zip(prices) {
         let Active { waiting, reservation } = active;

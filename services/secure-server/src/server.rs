@@ -34,12 +34,13 @@ use crate::ledger_watch::LedgerWatch;
 use crate::log;
 use crate::metrics;
 use crate::model_service::ModelService;
-use crate::models::ModelStore;
+use crate::models::{ModelSets, ModelStore};
 use crate::operations_service::OperationsService;
 use crate::prediction::PredictionService;
 use crate::progress::stall;
 use crate::randomness::Randomness;
 use crate::retention;
+use crate::self_test::SelfTests;
 use crate::task::Tasks;
 use crate::waiting::WaitingRoom;
 use crate::web::Site;
@@ -61,6 +62,8 @@ pub async fn run(
     randomness: &Randomness,
     stop: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
+    // Before anything is served, so that nobody finds a server ready that computes wrongly.
+    concilium_mpc::self_check()?;
     install_crypto_provider();
     metrics::start()?;
     let tls = ReloadableTls::open(&config.tls_files())?;
@@ -79,6 +82,7 @@ pub async fn run(
     };
     let epochs = epochs::begin(ledger.as_ref(), &tasks, &config.tasks_file)?;
     let models = Arc::new(ModelStore::open(here, &config.data_directory.join("models.redb"), epochs)?);
+    let model_sets = ModelSets::open(&config.data_directory.join("model-sets.redb"))?;
     let listener = bind("listen", config.listen)?;
     let peer_listener = bind("peer_listen", config.peer_listen)?;
     let site = match config.web.enabled {
@@ -100,6 +104,8 @@ pub async fn run(
         history: History::new(tasks.all().map(|task| task.name()), SystemClock.now_ms()),
         tasks,
         models,
+        model_sets,
+        self_tests: SelfTests::default(),
         watch,
         ledger,
         room: Arc::new(WaitingRoom::new(config.limits.waiting_requests)),

@@ -8,7 +8,7 @@ use concilium_rpc::certificates::Authority;
 use concilium_rpc::identity::{Identity, Role};
 use concilium_rpc::status::RpcError;
 use concilium_rpc::v1::budget_client::BudgetClient;
-use concilium_rpc::v1::{GetBudgetRequest, ListTasksRequest};
+use concilium_rpc::v1::{GetBudgetRequest, ListTasksRequest, ModelState};
 use support::{
     CLASSES, Caller, ROW_COST_NANO_RHO, World, all, model_upload, open, query, rows, share_model,
     shifted_network, spent, task_file, vote,
@@ -323,21 +323,29 @@ async fn models_are_compared_listed_withdrawn_and_replaced() {
             task: "votes".into(),
             model: "m".into(),
             owner: String::new(),
+            version: 0,
+            reason: "the copies differ".into(),
         };
         owner.models(server).withdraw(request).await.expect("withdrawn");
     }
     share_model(&owner, "m", &shifted_network(0)).await;
-    // The same content again changes nothing; other content under a ready name is refused.
-    let refusal = model_upload("votes", "m", &shifted_network(1))
-        .send_to(&owner, 0)
-        .await
-        .expect_err("the name is taken");
+    // The same content again changes nothing; other content under a number that was used is refused.
+    let mut other = model_upload("votes", "m", &shifted_network(1));
+    other.headers[0].version = 1;
+    let refusal = other.send_to(&owner, 0).await.expect_err("the number was used");
     assert_eq!(refusal.reason(), "MODEL_EXISTS");
     // Owners see their own models only.
     let other = world.member(Role::Owner, "clinic");
     let request = concilium_rpc::v1::ListModelsRequest { task: String::new() };
     assert!(other.models(0).list(request.clone()).await.expect("listed").into_inner().models.is_empty());
-    assert_eq!(owner.models(0).list(request).await.expect("listed").into_inner().models.len(), 1);
+    let listed = owner.models(0).list(request).await.expect("listed").into_inner().models;
+    let listed: Vec<_> = listed.iter().map(|m| (m.version, m.state(), m.erased, m.reason.as_str())).collect();
+    let withdrawn = "withdrawn by owner `ward`: the copies differ";
+    assert_eq!(
+        listed,
+        [(1, ModelState::Retired, true, withdrawn), (2, ModelState::Ready, false, "")],
+        "a model that was withdrawn stays listed"
+    );
     // An architecture that lies about its size is refused before any share is read.
     let mut huge = model_upload("votes", "huge", &shifted_network(0));
     huge.headers[0].architecture =

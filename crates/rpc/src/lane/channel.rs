@@ -152,6 +152,11 @@ fn frame_name(frame: Option<&Frame>) -> &'static str {
         Some(Frame::Heartbeat(_)) => "Heartbeat",
         Some(Frame::LedgerSummary(_)) => "LedgerSummary",
         Some(Frame::LedgerProof(_)) => "LedgerProof",
+        Some(Frame::ModelWaiting(_)) => "ModelWaiting",
+        Some(Frame::SelfTest(_)) => "SelfTest",
+        Some(Frame::SelfTestReply(_)) => "SelfTestReply",
+        Some(Frame::SelfTestStart(_)) => "SelfTestStart",
+        Some(Frame::SelfTestVerdict(_)) => "SelfTestVerdict",
         None => "unknown",
     }
 }

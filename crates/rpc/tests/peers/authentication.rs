@@ -178,6 +178,7 @@ fn comparisons_reach_the_stored_models_and_bad_ones_do_not() {
         epoch: 1,
         owner_budget_nano_rho: None,
         retrained_on_new_data: false,
+        version: 1,
     };
     let with = |change: fn(&mut CompareModelRequest)| {
         let mut request = good.clone();

@@ -104,6 +104,7 @@ async fn call_from(caller: u32, channel: Channel) -> Result<CompareModelResponse
         epoch: 1,
         owner_budget_nano_rho: None,
         retrained_on_new_data: false,
+        version: 1,
     };
     PeerClient::new(channel).compare_model(question).await.map(tonic::Response::into_inner)
 }

@@ -153,6 +153,13 @@ pub const SERVER_KEYS: &[Key] = &[
          batches, and then for at least 5 s, for a sign of life before it makes the link anew.",
     ),
     key(
+        "limits.self_test_timeout_ms",
+        milliseconds(1, 600_000),
+        Given::Default("30000"),
+        "How long the three servers may evaluate a model in its self-test, four rows; one that takes longer is \
+         rejected. No batch runs meanwhile.",
+    ),
+    key(
         "limits.noise_rows_ready",
         rows(1, 1_000_000),
         Given::Default("512"),

@@ -102,6 +102,8 @@ pub struct LimitSection {
     pub arrival_timeout_ms: u64,
     /// How long a server waits for a message of another server, in milliseconds.
     pub peer_timeout_ms: u64,
+    /// How long the self-test of a model may take, in milliseconds.
+    pub self_test_timeout_ms: u64,
     /// Rows of noise that are drawn ahead for each task.
     pub noise_rows_ready: usize,
     /// How long stored answers are kept for repeats, in days.

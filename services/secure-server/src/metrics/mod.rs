@@ -99,7 +99,7 @@ fn read_gauges(context: &Context) {
         let name = task.name().to_owned();
         gauge!(names::WAITING.name, "task" => name.clone()).set(context.room.count(&name) as f64);
         gauge!(names::NOISE_READY.name, "task" => name.clone()).set(task.noise.ready() as f64);
-        let models = context.models.list(|key| key.task == name);
+        let models = context.models.present(&name);
         let stopped = context.watch.stop_of(&name).is_some();
         gauge!(names::TASK_STOPPED.name, "task" => name.clone()).set(f64::from(u8::from(stopped)));
         for (label, state) in [

@@ -7,14 +7,14 @@ use concilium_inference::SharedModel;
 use concilium_mpc::input::Component;
 use concilium_network::Architecture;
 use concilium_ring::Z64;
-use concilium_rpc::v1::ModelState;
+use concilium_rpc::v1::{ModelState, SelfTestFigures};
 use prost::Message;
 use zeroize::Zeroize;
 
-use super::{Entry, ModelKey, Terms};
+use super::{Entry, ModelKey, Terms, VersionKey};
 use crate::epochs::Epochs;
 
-/// A model as it lies on the disk.
+/// A version of a model as it lies on the disk.
 #[derive(Clone, PartialEq, Message)]
 #[prost(skip_debug)]
 pub(super) struct StoredModel {
@@ -24,7 +24,7 @@ pub(super) struct StoredModel {
     pub(super) owner: String,
     #[prost(string, tag = "3")]
     pub(super) model: String,
-    /// JSON.
+    /// JSON; empty when the shares are erased.
     #[prost(bytes = "vec", tag = "4")]
     pub(super) architecture: Vec<u8>,
     #[prost(bytes = "vec", tag = "5")]
@@ -49,6 +49,61 @@ pub(super) struct StoredModel {
     pub(super) owner_budget_nano_rho: Option<u64>,
     #[prost(bool, tag = "15")]
     pub(super) retrained: bool,
+    #[prost(uint64, tag = "16")]
+    pub(super) version: u64,
+    #[prost(message, optional, tag = "17")]
+    pub(super) self_test: Option<SelfTestFigures>,
+    #[prost(bool, tag = "18")]
+    pub(super) erased: bool,
+    #[prost(uint64, tag = "19")]
+    pub(super) parameters: u64,
+}
+
+impl StoredModel {
+    pub(super) fn key(&self) -> VersionKey {
+        let (task, owner, model) = (self.task.clone(), self.owner.clone(), self.model.clone());
+        VersionKey { model: ModelKey { task, owner, model }, version: self.version }
+    }
+
+    /// Leaves nothing but what the version was called and why it is gone.
+    pub(super) fn erase(&mut self, reason: &str) {
+        self.own.zeroize();
+        self.next.zeroize();
+        self.architecture.clear();
+        self.erased = true;
+        self.state = ModelState::Retired.into();
+        reason.clone_into(&mut self.reason);
+    }
+
+    /// Expands this server's two components for evaluation.
+    pub(super) fn prepare(&self) -> Result<Arc<SharedModel>, String> {
+        let architecture = Architecture::from_json(&self.architecture).map_err(|error| error.to_string())?;
+        let count = architecture.parameter_count();
+        let expand = |is_seed: bool, bytes: &[u8]| {
+            from_stored(is_seed, bytes)?.expand::<Z64>(count).map_err(|error| error.to_string())
+        };
+        let (mut own, mut next) =
+            (expand(self.own_is_seed, &self.own)?, expand(self.next_is_seed, &self.next)?);
+        let model = SharedModel::new(architecture, &own, &next).map_err(|error| error.to_string());
+        own.zeroize();
+        next.zeroize();
+        model.map(Arc::new)
+    }
+
+    /// A digest of what the three servers must know alike of the version and can't compare otherwise.
+    fn public_digest(&self) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new_derive_key("concilium v1 model version");
+        let name = self.key().model.to_string();
+        for part in [name.as_bytes(), &self.architecture, &self.content_digest] {
+            hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
+        }
+        let budget = self.owner_budget_nano_rho;
+        for number in [self.version, self.epoch, budget.unwrap_or_default()] {
+            hasher.update(&number.to_le_bytes());
+        }
+        hasher.update(&[u8::from(budget.is_some()), u8::from(self.retrained)]);
+        *hasher.finalize().as_bytes()
+    }
 }
 
 impl fmt::Debug for StoredModel {
@@ -81,42 +136,34 @@ fn from_stored(is_seed: bool, bytes: &[u8]) -> Result<Component, String> {
     }
 }
 
-/// Reads a stored model and, if it is ready, prepares it for evaluation. One of an epoch that does not
+/// Reads a stored version and, if it is ready, prepares it for evaluation. One of an epoch that does not
 /// vote is retired; on the disk it stays as it was.
 pub(super) fn load(stored: &StoredModel, epochs: &Epochs) -> Result<Entry, String> {
-    let architecture = Architecture::from_json(&stored.architecture).map_err(|error| error.to_string())?;
-    let key =
-        ModelKey { task: stored.task.clone(), owner: stored.owner.clone(), model: stored.model.clone() };
+    let VersionKey { model: key, version } = stored.key();
     let content_digest: [u8; 32] = stored
         .content_digest
         .as_slice()
         .try_into()
         .map_err(|_| "the content digest has the wrong length".to_owned())?;
-    let own = from_stored(stored.own_is_seed, &stored.own)?;
-    let next = from_stored(stored.next_is_seed, &stored.next)?;
     let mut context = blake3::Hasher::new_derive_key("concilium v1 model component");
     context.update(key.to_string().as_bytes()).update(&content_digest);
     let context = *context.finalize().as_bytes();
+    let digest = |is_seed: bool, bytes: &[u8]| from_stored(is_seed, bytes).map(|part| part.digest(&context));
+    let digests = match stored.erased {
+        true => [[0; 32]; 2],
+        false => [digest(stored.own_is_seed, &stored.own)?, digest(stored.next_is_seed, &stored.next)?],
+    };
     let (state, reason) = match epochs.retirement(&key.task, stored.epoch) {
-        Some(reason) => (ModelState::Retired, reason),
-        None => (stored.state(), stored.reason.clone()),
+        Some(reason) if !stored.erased => (ModelState::Retired, reason),
+        _ => (stored.state(), stored.reason.clone()),
     };
-    let prepared = if state == ModelState::Ready {
-        let count = architecture.parameter_count();
-        let expand =
-            |component: &Component| component.expand::<Z64>(count).map_err(|error| error.to_string());
-        let (mut own, mut next) = (expand(&own)?, expand(&next)?);
-        let model = SharedModel::new(architecture.clone(), &own, &next).map_err(|error| error.to_string());
-        own.zeroize();
-        next.zeroize();
-        Some(Arc::new(model?))
-    } else {
-        None
-    };
+    let prepared = if state == ModelState::Ready { Some(stored.prepare()?) } else { None };
     Ok(Entry {
         key,
-        architecture,
+        version,
+        parameters: stored.parameters,
         content_digest,
+        public_digest: stored.public_digest(),
         state,
         reason,
         terms: Terms {
@@ -124,8 +171,10 @@ pub(super) fn load(stored: &StoredModel, epochs: &Epochs) -> Result<Entry, Strin
             budget: stored.owner_budget_nano_rho.map(concilium_privacy::NanoRho::new),
             retrained: stored.retrained,
         },
+        self_test: stored.self_test,
+        erased: stored.erased,
         uploaded_at_unix_ms: stored.uploaded_at_unix_ms,
-        digests: [own.digest(&context), next.digest(&context)],
+        digests,
         prepared,
     })
 }

@@ -29,6 +29,8 @@ pub(crate) enum Step {
     Barrier,
     /// The results have left, which is noted.
     Release,
+    /// The servers tell each other how a model's self-test went.
+    Verdict,
 }
 
 impl Step {
@@ -44,6 +46,7 @@ impl Step {
             Step::Commit => "ledger-commit",
             Step::Barrier => "barrier",
             Step::Release => "release",
+            Step::Verdict => "verdict",
         }
     }
 
@@ -55,6 +58,7 @@ impl Step {
             Step::Digests => "send its component digests",
             Step::Start => "start the batch",
             Step::Barrier => "commit the batch",
+            Step::Verdict => "tell its verdict of the self-test",
             _ => "take a message",
         }
     }

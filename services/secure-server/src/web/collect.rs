@@ -223,7 +223,7 @@ impl Source {
     fn models(&self, task: &Task) -> Result<ModelsView, LedgerError> {
         let mut view = ModelsView::default();
         let mut owners: BTreeMap<String, OwnerView> = BTreeMap::new();
-        for entry in self.context.models.list(|key| key.task == task.name()) {
+        for entry in self.context.models.present(task.name()) {
             let owner = owners
                 .entry(entry.key.owner.clone())
                 .or_insert_with(|| OwnerView { owner: entry.key.owner.clone(), ..OwnerView::default() });

@@ -192,6 +192,7 @@ pub fn model_upload(task: &str, model: &str, network: &Network) -> ModelUpload {
         epoch: 1,
         owner_budget_nano_rho: None,
         retrained_on_new_data: false,
+        version: 0,
     });
     ModelUpload { headers, chunks: dealt.each_ref().map(data) }
 }
