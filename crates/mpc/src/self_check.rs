@@ -107,13 +107,14 @@ mod tests {
 
     #[test]
     fn the_definition_is_that_of_a_product() {
-        let x = Array2::from_shape_fn((2, 2), |(i, j)| Z64(10 * i as u64 + j as u64 + 1));
-        let mut out = Array2::from_elem((2, 2), Z64(1));
+        let x = Array2::from_shape_fn((2, 2), |(i, j)| Z64::from_unsigned(10 * i as u64 + j as u64 + 1));
+        let mut out = Array2::from_elem((2, 2), Z64::ONE);
         add_product(x.view(), x.view(), &mut out);
         // [1 2; 11 12] squared, plus one.
         assert_eq!(
             out,
-            Array2::from_shape_vec((2, 2), [24, 27, 144, 167].map(Z64).to_vec()).expect("a square")
+            Array2::from_shape_vec((2, 2), [24, 27, 144, 167].map(Z64::from_unsigned).to_vec())
+                .expect("a square")
         );
     }
 }

@@ -13,7 +13,7 @@ use tracing::field::Empty;
 use crate::metrics;
 
 /// The calls that are counted by name. Any path can be asked for, so there must be a list.
-const METHODS: [&str; 11] = [
+const METHODS: [&str; 12] = [
     "Predict",
     "ListTasks",
     "Upload",
@@ -25,6 +25,7 @@ const METHODS: [&str; 11] = [
     "GetStatus",
     "SetLogFilter",
     "ResumeTask",
+    "FindModelSets",
 ];
 
 /// How other calls are counted: health, reflection, and what does not exist.

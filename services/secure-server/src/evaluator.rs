@@ -230,7 +230,7 @@ fn serve_as_follower(link: &mut Link<'_>, context: &Context, stop: &AtomicBool) 
                 follower::follow(link, context, plan)?;
             }
             LaneEvent::Frame(from, LaneFrame { frame: Some(Frame::SelfTest(test)) }) if from == leader => {
-                self_test::follow(link, context, test)?;
+                self_test::follow(link, context, *test)?;
             }
             LaneEvent::Frame(from, LaneFrame { frame: Some(Frame::ComponentDigests(digests)) })
                 if link.early.is_none() && from != leader =>

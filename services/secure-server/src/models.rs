@@ -1,19 +1,17 @@
 //! The owners' models on one server: durable shares, their state, and what is prepared of them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use concilium_inference::SharedModel;
 use concilium_mpc::PartyIndex;
 use concilium_mpc::input::Component;
-use concilium_network::Architecture;
 use concilium_privacy::NanoRho;
 use concilium_rpc::lane::CompareModels;
 use concilium_rpc::status::RpcError;
 use concilium_rpc::v1::compare_model_response::Outcome;
-use concilium_rpc::v1::{self, CompareModelRequest, ModelState, SelfTestFigures};
+use concilium_rpc::v1::{CompareModelRequest, ModelState, SelfTestFigures};
 use prost::Message;
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
 use thiserror::Error;
@@ -21,9 +19,11 @@ use zeroize::Zeroize;
 
 use crate::epochs::Epochs;
 
+mod entry;
 mod set;
 mod stored;
 
+pub use entry::{Entry, ModelKey, Terms, Upload, VersionKey};
 pub(crate) use set::digest_of;
 pub use set::{ModelSets, ensemble};
 use stored::{StoredModel, load, stored_bytes};
@@ -79,140 +79,6 @@ pub enum ModelStoreError {
         /// What is wrong.
         reason: String,
     },
-}
-
-/// Names a model.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ModelKey {
-    /// Name of the task.
-    pub task: String,
-    /// Name of the owner.
-    pub owner: String,
-    /// Name of the model.
-    pub model: String,
-}
-
-impl fmt::Display for ModelKey {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}/{}/{}", self.task, self.owner, self.model)
-    }
-}
-
-/// On which terms an owner shares a model. Public, and equal on the three servers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Terms {
-    /// The epoch of the task for which the model was shared.
-    pub epoch: u64,
-    /// Most that the owner lets be released about all of its models of this task epoch together; `None`
-    /// for no bound of its own. The smallest of an owner's models holds.
-    pub budget: Option<NanoRho>,
-    /// The owner's statement that the model was trained anew, on records that count in no earlier epoch.
-    pub retrained: bool,
-}
-
-/// Names a version of a model.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct VersionKey {
-    /// The model.
-    pub model: ModelKey,
-    /// The version's number, from 1.
-    pub version: u64,
-}
-
-impl fmt::Display for VersionKey {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{} version {}", self.model, self.version)
-    }
-}
-
-/// What an owner uploads.
-pub struct Upload {
-    /// Which model.
-    pub key: ModelKey,
-    /// The number of the version; `None` for the next one.
-    pub version: Option<u64>,
-    /// Its public part, checked against the task.
-    pub architecture: Architecture,
-    /// Names this content of the model.
-    pub content_digest: [u8; 32],
-    /// On which terms.
-    pub terms: Terms,
-    /// Component i of server i.
-    pub own: Component,
-    /// Component i + 1 of server i.
-    pub next: Component,
-}
-
-/// A stored version of a model without its components.
-#[derive(Clone)]
-pub struct Entry {
-    /// Which model.
-    pub key: ModelKey,
-    /// Which version of it.
-    pub version: u64,
-    /// Weights and biases.
-    pub parameters: u64,
-    /// Names this content of the model.
-    pub content_digest: [u8; 32],
-    /// Of the version's number, architecture and terms: equal on the three servers.
-    pub public_digest: [u8; 32],
-    /// Its state on this server.
-    pub state: ModelState,
-    /// Why it is rejected or retired, or empty.
-    pub reason: String,
-    /// On which terms it was shared.
-    pub terms: Terms,
-    /// What its self-test took, when it has passed.
-    pub self_test: Option<SelfTestFigures>,
-    /// Whether its shares are erased.
-    pub erased: bool,
-    uploaded_at_unix_ms: i64,
-    /// Digests of components i and i + 1, for comparison with the neighbours.
-    digests: [[u8; 32]; 2],
-    /// Prepared for products when the model is ready.
-    prepared: Option<Arc<SharedModel>>,
-}
-
-impl Entry {
-    /// The version's name.
-    pub fn version_key(&self) -> VersionKey {
-        VersionKey { model: self.key.clone(), version: self.version }
-    }
-
-    /// The version as it is listed.
-    pub fn to_wire(&self) -> v1::Model {
-        v1::Model {
-            task: self.key.task.clone(),
-            model: self.key.model.clone(),
-            owner: self.key.owner.clone(),
-            state: self.state.into(),
-            reason: self.reason.clone(),
-            parameters: self.parameters,
-            uploaded_at_unix_ms: self.uploaded_at_unix_ms,
-            content_digest: self.content_digest.to_vec().into(),
-            epoch: self.terms.epoch,
-            owner_budget_nano_rho: self.terms.budget.map(NanoRho::units),
-            retrained_on_new_data: self.terms.retrained,
-            version: self.version,
-            self_test: self.self_test,
-            erased: self.erased,
-        }
-    }
-
-    /// The digest of this server's component `component`, if it holds that one.
-    pub fn component_digest(&self, here: PartyIndex, component: u32) -> Option<[u8; 32]> {
-        if component as usize == here.number() {
-            Some(self.digests[0])
-        } else if component as usize == here.next().number() {
-            Some(self.digests[1])
-        } else {
-            None
-        }
-    }
-
-    fn is_ready(&self) -> bool {
-        self.state == ModelState::Ready
-    }
 }
 
 /// All models of one server.
@@ -575,28 +441,9 @@ fn unknown(key: &ModelKey) -> RpcError {
     RpcError::UnknownModel { task, model, owner }
 }
 
-pub(crate) fn internal(error: impl fmt::Display) -> RpcError {
+pub(crate) fn internal(error: impl std::fmt::Display) -> RpcError {
     RpcError::Internal { problem: error.to_string() }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_store_of_an_older_version_is_refused_by_its_path() {
-        for table in OLD_MODELS {
-            let folder = tempfile::tempdir().expect("a folder");
-            let path = folder.path().join("models.redb");
-            let database = Database::create(&path).expect("a new file");
-            let transaction = database.begin_write().expect("a transaction");
-            transaction.open_table(table).expect("a new table");
-            transaction.commit().expect("written");
-            drop(database);
-            let here = PartyIndex::ALL[0];
-            let refusal = ModelStore::open(here, &path, Epochs::default()).err().expect("must be refused");
-            assert!(matches!(refusal, ModelStoreError::Schema { .. }), "{refusal}");
-            assert!(refusal.to_string().contains("share their models again"), "{refusal}");
-        }
-    }
-}
+mod tests;

@@ -133,7 +133,7 @@ fn lead_test(
             public_digest: public.clone().into(),
             component_digest: component.into(),
         };
-        link.send(neighbour, Frame::SelfTest(test))?;
+        link.send(neighbour, Frame::SelfTest(Box::new(test)))?;
     }
     link.flush()?;
     let replies = [Neighbour::Next, Neighbour::Previous].map(|neighbour| {
