@@ -14,6 +14,7 @@ use crate::context::Context;
 use crate::kept::replay;
 use crate::log::join_trace;
 use crate::metrics;
+use crate::models::ModelKey;
 use crate::progress::{Step, Steps};
 use crate::self_test::TestKey;
 
@@ -159,20 +160,43 @@ impl<'a> Link<'a> {
     ) -> Result<T, Failure> {
         let context = self.context;
         let span = tracing::info_span!("batch", server = %context.here, task, session);
-        join_trace(&span, run_id);
-        let span = span.entered();
-        context.lane.progress.begin_batch(session);
-        self.batch_began = Instant::now();
-        let outcome = run(self);
-        // Nobody beats within a batch.
-        self.pulse = Pulse::now();
-        // Before the span that its steps are in.
-        self.steps.end();
-        drop(span);
+        let outcome = self.in_session(span, session, run_id, run);
         if outcome.is_err() {
             // The name came from the leader.
             metrics::count_failed_batch(context.tasks.get(task).map_or("", |task| task.name()));
         }
+        outcome
+    }
+
+    /// As [`Self::in_batch`], for a self-test.
+    pub(crate) fn in_self_test<T>(
+        &mut self,
+        model: &ModelKey,
+        session: u64,
+        run_id: &RunId,
+        run: impl FnOnce(&mut Self) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let span = tracing::info_span!("self-test", server = %self.context.here, %model, session);
+        self.in_session(span, session, run_id, run)
+    }
+
+    fn in_session<T>(
+        &mut self,
+        span: tracing::Span,
+        session: u64,
+        run_id: &RunId,
+        run: impl FnOnce(&mut Self) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        join_trace(&span, run_id);
+        let span = span.entered();
+        self.context.lane.progress.begin_batch(session);
+        self.batch_began = Instant::now();
+        let outcome = run(self);
+        // Nobody beats meanwhile.
+        self.pulse = Pulse::now();
+        // Before the span that its steps are in.
+        self.steps.end();
+        drop(span);
         outcome
     }
 

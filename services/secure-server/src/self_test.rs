@@ -100,7 +100,7 @@ pub(crate) fn announce(link: &mut Link<'_>, context: &Context) -> Result<(), Fai
 /// Server 0: proposes and runs one test.
 pub(crate) fn lead(link: &mut Link<'_>, context: &Context, key: &TestKey) -> Result<(), Failure> {
     let (session, run_id) = (link.next_session(), new_run_id()?);
-    link.in_batch(&key.model.task, session, &run_id, |link| lead_test(link, context, key, session, &run_id))
+    link.in_self_test(&key.model, session, &run_id, |link| lead_test(link, context, key, session, &run_id))
 }
 
 fn lead_test(
@@ -166,7 +166,7 @@ pub(crate) fn follow(link: &mut Link<'_>, context: &Context, test: SelfTest) -> 
     let key = TestKey::from_wire(&waiting)
         .ok_or_else(|| Failure::fault("a self-test's content digest has the wrong length".to_owned()))?;
     let session = test.batch;
-    link.in_batch(&waiting.task, session, &run_id, |link| follow_test(link, context, &key, &test, &run_id))
+    link.in_self_test(&key.model, session, &run_id, |link| follow_test(link, context, &key, &test, &run_id))
 }
 
 fn follow_test(
