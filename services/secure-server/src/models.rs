@@ -141,7 +141,7 @@ impl ModelStore {
     ///
     /// # Errors
     /// [`RpcError::ModelExists`] for a number that was used, [`RpcError::TooLarge`] above
-    /// `models_per_owner` or [`MOST_READY_VERSIONS`], [`RpcError::Internal`] when the disk fails.
+    /// `models_per_owner` or with two ready versions of the model, [`RpcError::Internal`] when the disk fails.
     pub fn upload(&self, upload: Upload, models_per_owner: u32, now_unix_ms: i64) -> Result<Entry, RpcError> {
         let Upload { key, version, architecture, content_digest, terms, own, next } = upload;
         let versions = self.versions(&key);
