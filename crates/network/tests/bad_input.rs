@@ -9,7 +9,7 @@ use std::{cell::Cell, fs, io::Write};
 use common::{WithAttributes, floats, integers, model, node, small_model, typed, value_info};
 use concilium_network::{
     ImportError, import,
-    import::{MAXIMUM_FILE_BYTES, MAXIMUM_NODES},
+    import::{MAXIMUM_FILE_BYTES, MAXIMUM_NODES, SUPPORTED},
     import_file,
     onnx::{DATA_LOCATION_EXTERNAL, ModelProto, NodeProto, StringStringEntryProto, TensorProto, data_type},
 };
@@ -115,53 +115,6 @@ fn random_damage_is_survived() {
 
 /// Nodes of any operator over a few names, so that graphs are often connected and sometimes cyclic.
 fn any_node() -> impl Strategy<Value = NodeProto> {
-    const OPERATORS: &[&str] = &[
-        "Abs",
-        "Add",
-        "AveragePool",
-        "BatchNormalization",
-        "Cast",
-        "Clip",
-        "Concat",
-        "Constant",
-        "Conv",
-        "Div",
-        "Dropout",
-        "Expand",
-        "Flatten",
-        "Gather",
-        "Gemm",
-        "GlobalAveragePool",
-        "GlobalMaxPool",
-        "HardSigmoid",
-        "HardSwish",
-        "Identity",
-        "LeakyRelu",
-        "LogSoftmax",
-        "MatMul",
-        "Max",
-        "MaxPool",
-        "Min",
-        "Mul",
-        "Neg",
-        "PRelu",
-        "Pad",
-        "Reciprocal",
-        "ReduceMean",
-        "ReduceSum",
-        "Relu",
-        "Reshape",
-        "Shape",
-        "Sigmoid",
-        "Slice",
-        "Softmax",
-        "Sqrt",
-        "Squeeze",
-        "Sub",
-        "Transpose",
-        "Unsqueeze",
-        "Tanh",
-    ];
     const NAMES: &[&str] = &["x", "a", "b", "c", "w", "v", "scalar", "axes", "shape", "empty", ""];
     const PARAMETERS: &[&str] = &[
         "axis",
@@ -186,22 +139,44 @@ fn any_node() -> impl Strategy<Value = NodeProto> {
         "group",
         "ceil_mode",
         "keepdims",
+        "output_padding",
+        "output_shape",
+        "vectors_per_class",
+        "classlabels_ints",
+        "coefficients",
+        "equation",
+        "activation",
+        "blocksize",
     ];
     let integer = prop_oneof![-3_i64..12, Just(i64::MIN), Just(i64::MAX), Just(1_i64 << 40)];
     let attribute = (proptest::sample::select(PARAMETERS), proptest::collection::vec(integer, 0..4));
     (
-        proptest::sample::select(OPERATORS),
+        proptest::sample::select(SUPPORTED),
         proptest::collection::vec(proptest::sample::select(NAMES), 0..6),
         proptest::collection::vec(attribute, 0..4),
     )
         .prop_map(|(operator, inputs, attributes)| {
-            attributes.into_iter().fold(node(operator, &inputs, ""), |node, (name, values)| {
+            let mut plain = node(operator.name, &inputs, "");
+            if operator.domain != "ai.onnx" {
+                plain.domain = operator.domain.to_owned();
+            }
+            attributes.into_iter().fold(plain, |node, (name, values)| {
                 let first = values.first().copied().unwrap_or(0);
                 match name {
                     "epsilon" | "alpha" => node.float(name, first as f32),
                     "value" => node.tensor(name, integers("", &values)),
                     "axes" | "perm" | "starts" | "ends" | "value_ints" | "kernel_shape" | "strides"
-                    | "pads" | "dilations" => node.integers(name, &values),
+                    | "pads" | "dilations" | "output_padding" | "output_shape" | "vectors_per_class"
+                    | "classlabels_ints" => node.integers(name, &values),
+                    "coefficients" | "rho" | "support_vectors" | "prob_a" => {
+                        values.iter().fold(node, |node, &value| node.float(name, value as f32))
+                    }
+                    "equation" => {
+                        let known =
+                            ["bij,bjk->bik", "bi,ij->bj", "ij,bj->bi", "bi,bi->b", "bij,bij->bji", "b->"];
+                        node.text(name, known[first.rem_euclid(known.len() as i64) as usize])
+                    }
+                    "activation" => node.text(name, if first > 0 { "Relu" } else { "LeakyRelu" }),
                     _ => node.integer(name, first),
                 }
             })
@@ -211,9 +186,11 @@ fn any_node() -> impl Strategy<Value = NodeProto> {
 #[test]
 fn random_graphs_are_survived() {
     let nodes = proptest::collection::vec(any_node(), 4);
-    let strategy = (nodes, 7_i64..=26, proptest::collection::vec(-2_i64..5, 0..4));
+    const SHAPES: &[&[i64]] = &[&[2], &[2, 2], &[1, 2, 2], &[2, 2, 4], &[2, 1, 2, 2]];
+    let strategy =
+        (nodes, 7_i64..=28, proptest::collection::vec(-2_i64..5, 0..4), proptest::sample::select(SHAPES));
     let accepted = Cell::new(0);
-    let result = common::runner(20_000).run(&strategy, |(mut nodes, opset, shape)| {
+    let result = common::runner(20_000).run(&strategy, |(mut nodes, opset, shape, input)| {
         for (node, output) in nodes.iter_mut().zip(["a", "b", "c", "y"]) {
             node.output = vec![output.to_owned()];
         }
@@ -225,7 +202,7 @@ fn random_graphs_are_survived() {
             integers("shape", &shape),
             floats("empty", &[0, 3], &[]),
         ];
-        let mut random = model(&[2], nodes, constants);
+        let mut random = model(input, nodes, constants);
         random.opset_import[0].version = opset;
         survive(&random.encode_to_vec());
         Ok(())

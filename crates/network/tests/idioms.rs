@@ -48,7 +48,8 @@ fn layers_on_the_rows_of_all_samples_are_layers_at_each_position() {
         flat,
         node("Gemm", &["r", "w", "b"], "p").float("alpha", 0.5),
         node("Relu", &["p"], "q"),
-        node("Add", &["q", "b"], "s"),
+        node("Sigmoid", &["q"], "o"),
+        node("Add", &["o", "b"], "s"),
         node("MatMul", &["s", "v"], "t"),
         whole,
     ];
@@ -64,7 +65,7 @@ fn layers_on_the_rows_of_all_samples_are_layers_at_each_position() {
     let bias = array![0.5, -0.5, 0.25, 0.0, 1.0, -1.0];
     let found = check(&[5, 4], nodes.clone(), constants(&[-1, 5, 3]), |x| {
         let x = x.view().into_dimensionality::<ndarray::Ix2>().unwrap();
-        let inner = (x.dot(&one) * 0.5 + &bias).mapv(|value| value.max(0.0)) + &bias;
+        let inner = (x.dot(&one) * 0.5 + &bias).mapv(|value| 1.0 / (1.0 + (-value.max(0.0)).exp())) + &bias;
         inner.dot(&two).into_dyn()
     });
     assert_eq!(operations(&found)[0], "convolution");
@@ -164,6 +165,11 @@ fn images_are_rearranged_and_repeated_without_messages() {
         })
     });
     assert_eq!(operations(&found), ["gather", "dense"]);
+    check(&[2, 4, 4], vec![blocks("SpaceToDepth").text("mode", "CRD")], vec![], |x| {
+        ArrayD::from_shape_fn(IxDyn(&[8, 2, 2]), |i| {
+            x[[i[0] / 4, 2 * i[1] + i[0] / 2 % 2, 2 * i[2] + i[0] % 2]]
+        })
+    });
     check(&[8, 2, 2], vec![blocks("DepthToSpace")], vec![], |x| {
         ArrayD::from_shape_fn(IxDyn(&[2, 4, 4]), |i| {
             x[[(i[1] % 2 * 2 + i[2] % 2) * 2 + i[0], i[1] / 2, i[2] / 2]]

@@ -6,7 +6,7 @@
 use ndarray::{ArrayD, IxDyn};
 
 use super::{
-    activation::Activation,
+    activation::{Activation, check_size},
     constant::{self, Range},
     node::Node,
     value::{Failure, Integer, Value, list, mismatch, normalise_axis, unsupported},
@@ -153,6 +153,7 @@ pub(super) fn expand(
     let mut full = vec![1];
     full.extend(shape);
     let count = constant::extent(&full);
+    check_size(count)?;
     node.budget.charge(count, node.name)?;
     let places = positions(&activation.shape);
     let Some(repeated) = places.broadcast(IxDyn(&full)) else {
@@ -283,9 +284,9 @@ pub(super) fn upsample(node: &mut Node<'_>) -> Result<Value, Failure> {
         .zip(&factors[1..])
         .map(|(size, factor)| size.saturating_mul(*factor))
         .collect();
+    check_size(constant::extent(&shape))?;
     node.budget.charge(constant::extent(&shape), node.name)?;
-    let places = positions(&activation.shape);
-    let mut moved = places;
+    let mut moved = positions(&activation.shape);
     for (axis, &factor) in factors.iter().enumerate().skip(1) {
         let indices: Vec<usize> = (0..moved.shape()[axis] * factor).map(|index| index / factor).collect();
         moved = moved.select(ndarray::Axis(axis), &indices);
@@ -347,7 +348,8 @@ pub(super) fn space_to_depth(node: &mut Node<'_>) -> Result<Value, Failure> {
     }
     let (height, width) = (height / side, width / side);
     let shape = vec![channels * side * side, height, width];
-    rearranged(node, &activation, &[channels, height, side, width, side], &[2, 4, 0, 1, 3], shape)
+    let order = if node.text_attribute("mode") == "CRD" { [0, 2, 4, 1, 3] } else { [2, 4, 0, 1, 3] };
+    rearranged(node, &activation, &[channels, height, side, width, side], &order, shape)
 }
 
 /// `Pad` with zeros, the nearest number, or a reflection.
@@ -396,6 +398,7 @@ pub(super) fn pad(node: &mut Node<'_>) -> Result<Value, Failure> {
     let mut result = Vec::with_capacity(activation.shape.len());
     for (&size, &(before, after)) in activation.shape.iter().zip(&amounts) {
         let length = size.saturating_add(before).saturating_add(after);
+        check_size(places.len().saturating_mul(length))?;
         node.budget.charge(places.len().saturating_mul(length), node.name)?;
         let mut along = Vec::with_capacity(length);
         for index in 0..length {

@@ -66,6 +66,7 @@ use crate::{
     ending::Ending,
     model::{Network, Origin, Step},
     onnx::{GraphProto, ModelProto, NodeProto, OperatorSetIdProto},
+    program::Function,
 };
 
 /// Largest file that is read, 256 MiB.
@@ -246,6 +247,9 @@ fn origin(graph: &GraphProto, plan: &Plan, opset: i64, producer: &str, version: 
 fn evaluate(node: &mut Node<'_>, sources: &BTreeMap<usize, Source>) -> Result<Vec<Value>, Failure> {
     let source = |index: usize| sources.get(&index).copied();
     if rows::enter(node)? {
+        if node.proto.op_type == "Sigmoid" {
+            return Ok(vec![rows::leave(smooth::function(node, Function::Sigmoid)?)]);
+        }
         let values = operators::evaluate(node)?;
         return Ok(values.into_iter().map(rows::leave).collect());
     }

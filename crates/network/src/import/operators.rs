@@ -69,9 +69,8 @@ pub(super) fn hint(domain: &str, operator: &str) -> Option<&'static str> {
         (_, "If" | "Loop" | "Scan") => {
             "control flow is not followed; export with fixed shapes, so that it is unrolled or folded"
         }
-        (_, "LSTM" | "GRU" | "RNN" | "Attention" | "MultiHeadAttention") => {
-            "only feed-forward networks are supported"
-        }
+        (_, "LSTM" | "GRU" | "RNN") => "only feed-forward networks are supported",
+        (_, "Attention") => "export it as MatMul and Softmax, with an operator set before 23",
         (_, "QLinearConv" | "QLinearMatMul" | "MatMulInteger" | "DynamicQuantizeLinear") => {
             "quantise with QuantizeLinear and DequantizeLinear around operators of real numbers (QDQ)"
         }
@@ -174,8 +173,8 @@ fn evaluate_one(node: &mut Node<'_>) -> Result<Value, Failure> {
         "Softmax" | "LogSoftmax" => softmax(node),
         "Gather" => layout::gather(node),
         "Transpose" => layout::transpose(node),
-        "Sqrt" => constant::map_floats(&node.input(0)?, node.name, node.budget, f64::sqrt),
-        "Reciprocal" => constant::map_floats(&node.input(0)?, node.name, node.budget, f64::recip),
+        "Sqrt" => of_constant(node, f64::sqrt),
+        "Reciprocal" => of_constant(node, f64::recip),
         _ => unsupported("not supported"),
     }
 }
@@ -186,6 +185,17 @@ fn relu(node: &mut Node<'_>) -> Result<Value, Failure> {
             Ok(Value::Activation(node.builder.relu(&activation, node.budget, node.name)?))
         }
         value => constant::map_floats(&value, node.name, node.budget, |value| value.max(0.0)),
+    }
+}
+
+/// A function that is steeper than any bound near zero, as the deviation that a LayerNormalization divides by.
+fn of_constant(node: &mut Node<'_>, function: fn(f64) -> f64) -> Result<Value, Failure> {
+    match node.input(0)? {
+        Value::Activation(_) => unsupported(
+            "of a value that depends on the input it has no bounded error; where it is part of a \
+             LayerNormalization, use BatchNormalization",
+        ),
+        value => constant::map_floats(&value, node.name, node.budget, function),
     }
 }
 

@@ -37,7 +37,7 @@ pub(super) fn gemm(node: &mut Node<'_>) -> Result<Value, Failure> {
         Erasing::new(weights.t().as_standard_layout().into_owned() * alpha)
     };
     let (rows, features) = match activation.shape.as_slice() {
-        [features] => (1, *features),
+        [features] if !node.in_rows => (1, *features),
         [rows, features] if node.in_rows => (*rows, *features),
         shape => {
             return mismatch(node.name, "[batch, features]", format!("[batch, {}]", list(shape)));

@@ -32,6 +32,7 @@ const EACH_ROW: &[&str] = &[
     "Neg",
     "Relu",
     "Selu",
+    "Sigmoid",
     "Softplus",
     "Sub",
     "Swish",

@@ -143,9 +143,9 @@ table! {
     classical "Imputer" Free "of missing numbers, which no query holds";
     classical "LinearClassifier" Product "post_transform NONE, SOFTMAX, LOGISTIC";
     classical "Normalizer" Free "of a classifier's scores, whose order it keeps";
-    classical "Scaler" Fused "";
     classical "SVMClassifier" Comparison "kernel LINEAR; no comparison for two classes, the votes of all pairs for more; \
         probabilities of two classes only";
+    classical "Scaler" Fused "";
     classical "TreeEnsembleClassifier" Comparison "comparisons of features with thresholds, all paths taken; \
         structure, features, thresholds and leaves stay secret, the numbers of trees, nodes and leaves do not";
     runtime "BiasGelu" Comparisons PIECES;
