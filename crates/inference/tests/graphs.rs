@@ -103,8 +103,7 @@ fn program(random: &mut Random, kind: usize) -> Network {
                 affine(random, 0, same(1)),
                 plain(&[1], Operation::Function(Function::Tanh)),
                 plain(&[2, 0], shape(CHANNELS, SIDE, SIDE, SIDE)),
-                plain(&[3], Operation::Function(Function::Reciprocal)),
-                plain(&[4, 2], shape(1, 2, FEATURES / 2, 2)),
+                plain(&[3, 2], shape(1, 2, FEATURES / 2, 2)),
             ]
         }
         // Sums of windows, and no rectifier at all.
