@@ -3,7 +3,7 @@
 //! The graph is walked once, from the input to the scores of the classes. Each name stands for a
 //! constant, for an affine function of the input or of a step's result, or for the scores
 //! themselves; so whatever is linear between two other steps ends up in one. A final softmax or
-//! sigmoid is dropped because it does not change the order of the classes; a sigmoid elsewhere is computed.
+//! sigmoid is dropped because it does not change the order of the classes; elsewhere they are computed.
 //! What computes a label from the scores is not looked at.
 //!
 //! The file is not trusted: sizes are checked against the data before memory is reserved, nothing
