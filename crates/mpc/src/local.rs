@@ -11,9 +11,9 @@ use std::time::Duration;
 use concilium_ring::Element;
 use ndarray::Array2;
 
-use crate::channel::{Address, Channel, ChannelError, Neighbour};
+use crate::channel::{Address, Channel, ChannelError, Neighbour, Protocol, Step};
 use crate::party::{Party, PartyIndex};
-use crate::prss::PairwiseKeys;
+use crate::prss::{PairwiseKeys, Prss};
 use crate::shares::{BitShares, Shares};
 
 /// How long a party waits for a message before it reports the other as lost.
@@ -107,6 +107,18 @@ pub fn keys_from_seed(seed: u64) -> [PairwiseKeys; 3] {
         *hasher.finalize().as_bytes()
     };
     [0, 1, 2].map(|i| PairwiseKeys::new(key(i), key((i + 1) % 3)))
+}
+
+/// Masks words with one stream after another of one key, as protocols do: for benchmarks.
+pub fn shared_randomness(seed: u64) -> impl FnMut(&mut [u64]) {
+    let [keys, ..] = keys_from_seed(seed);
+    let prss = Prss::new(&keys, seed);
+    let mut sequence = 0;
+    move |words| {
+        let step = Step { sequence, protocol: Protocol::And };
+        prss.own.mask_words(step, 0, words);
+        sequence += 1;
+    }
 }
 
 /// Runs the same program as three parties and returns what each computed.
