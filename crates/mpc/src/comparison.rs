@@ -13,8 +13,9 @@
 //!    the second evaluator knows. In the topmost block, thresholds carry the exclusive or with u's
 //!    top bit.
 //! 2. The evaluators look up the masked table and the masks at v, which gives them an additive
-//!    sharing of each block's (generate, propagate), and exchange them under masks that the dealer
-//!    knows: a replicated sharing.
+//!    sharing of each block's (generate, propagate); the first evaluator adds v's top bit to the
+//!    topmost generate. They exchange their parts under masks that the dealer knows: a replicated
+//!    sharing.
 //! 3. A tree joins neighbouring blocks: generate = G_high + P_high G_low, propagate =
 //!    P_high P_low, one AND round a level. The lowest block's propagate is never needed.
 //!
@@ -36,11 +37,12 @@
 
 use concilium_ring::Element;
 
-use crate::bits;
-use crate::boolean::and;
+use crate::bits::{self, LANES, Lanes, load, slice, xor_into};
+use crate::boolean::and_planes;
 use crate::channel::{Channel, Neighbour, Protocol};
 use crate::party::{MpcError, Party, PartyIndex, Seat};
 use crate::shares::{BitShares, Shares, words_of};
+use crate::vectorised::vectorised;
 
 /// Bits that one table covers.
 const BLOCK: usize = 4;
@@ -117,47 +119,38 @@ fn block_carries<E: Element, C: Channel>(
     layout: &Layout,
 ) -> Result<BitShares, MpcError> {
     let (count, words) = (x.len(), words_of(x.len()));
-    let planes = window as usize;
+    let window = window as usize;
     let seat = party.seat(dealer);
     let tables = party.begin(Protocol::ComparisonTables, dealer, &TABLE_MESSAGES);
     let table_planes = layout.all_table_planes();
     let exchange = party.begin(Protocol::ComparisonExchange, dealer, &EXCHANGE_MESSAGES);
     let looked_up = layout.exchange_planes();
-    let shared = |elements: &[E]| bits::slice(elements.iter().map(|v| v.to_unsigned()), planes);
     match seat {
         Seat::Dealer => {
-            let sums = x.own_slice().iter().zip(x.next_slice());
-            let u = bits::slice(sums.map(|(&a, &b)| (a + b).to_unsigned()), planes);
-            let mut thresholds = threshold_planes(&u, words, layout);
-            party.prss.own.mask_words(tables, 0, &mut thresholds);
-            party.send(Neighbour::Next, tables, &bits::pack(thresholds, table_planes, count))?;
+            let mut message = party.prss.own.words(tables, 0, table_planes * words);
+            add_tables(&mut message, [x.own_slice(), x.next_slice()], window, layout);
+            party.send(Neighbour::Next, tables, &bits::pack(&message, table_planes, count))?;
             let own = party.prss.own.words(exchange, 0, looked_up * words);
             let next = party.prss.next.words(exchange, 0, looked_up * words);
             Ok(BitShares::new(looked_up, count, own, next))
         }
         Seat::FirstEvaluator => {
-            let v = shared(x.next_slice());
             let packed = bits::packed_words(table_planes, count);
             let masked =
                 bits::unpack(party.receive(Neighbour::Previous, tables, packed)?, table_planes, count);
-            let mut mine = look_up(&masked, &v, words, layout, u64::MAX);
             let own = party.prss.own.words(exchange, 0, looked_up * words);
-            mine.iter_mut().zip(&own).for_each(|(word, mask)| *word ^= mask);
+            let mut mine = own.clone();
+            add_looked_up(&mut mine, &masked, x.next_slice(), window, layout, u64::MAX);
             let next = exchange_words(party, Neighbour::Next, exchange, mine, looked_up, count)?;
-            let mut leaves = BitShares::new(looked_up, count, own, next);
-            fold_top_bit(leaves.components_mut().1, &v, words, window, layout);
-            Ok(leaves)
+            Ok(BitShares::new(looked_up, count, own, next))
         }
         Seat::SecondEvaluator => {
-            let v = shared(x.own_slice());
             let masks = party.prss.next.words(tables, 0, table_planes * words);
-            let mut mine = look_up(&masks, &v, words, layout, 0);
             let next = party.prss.next.words(exchange, 0, looked_up * words);
-            mine.iter_mut().zip(&next).for_each(|(word, mask)| *word ^= mask);
+            let mut mine = next.clone();
+            add_looked_up(&mut mine, &masks, x.own_slice(), window, layout, 0);
             let own = exchange_words(party, Neighbour::Previous, exchange, mine, looked_up, count)?;
-            let mut leaves = BitShares::new(looked_up, count, own, next);
-            fold_top_bit(leaves.components_mut().0, &v, words, window, layout);
-            Ok(leaves)
+            Ok(BitShares::new(looked_up, count, own, next))
         }
     }
 }
@@ -172,136 +165,172 @@ fn exchange_words<C: Channel>(
     planes: usize,
     count: usize,
 ) -> Result<Vec<u64>, MpcError> {
-    let packed = bits::pack(mine.clone(), planes, count);
+    let packed = bits::pack(&mine, planes, count);
     party.send(other, step, &packed)?;
-    let theirs = bits::unpack(party.receive(other, step, packed.len())?, planes, count);
+    let theirs = party.receive(other, step, packed.len())?;
+    drop(packed);
+    let theirs = bits::unpack(theirs, planes, count);
     mine.iter_mut().zip(theirs).for_each(|(word, their)| *word ^= their);
     Ok(mine)
 }
 
-/// Exclusive-ors v's top bit, which both evaluators know, into the topmost block's generate.
-fn fold_top_bit(component: &mut [u64], v: &[u64], words: usize, window: u32, layout: &Layout) {
-    let generate = (layout.blocks() - 1) * words;
-    let top = (window as usize - 1) * words;
-    for word in 0..words {
-        component[generate + word] ^= v[top + word];
-    }
+#[inline(always)]
+fn xor(left: Lanes, right: Lanes) -> Lanes {
+    let mut result = left;
+    result.iter_mut().zip(right).for_each(|(left, right)| *left ^= right);
+    result
 }
 
-/// The dealer's tables: for every block the planes of t_1 .. t_(2^w - 1), and for the topmost
-/// block u's top bit followed by t_j exclusive-or that bit.
-fn threshold_planes(u: &[u64], words: usize, layout: &Layout) -> Vec<u64> {
-    let mut planes = Vec::with_capacity(layout.all_table_planes() * words);
-    let mut low = 0;
-    for (block, &width) in layout.widths.iter().enumerate() {
-        let topmost = block + 1 == layout.blocks();
-        let size = 1 << width;
-        let start = planes.len();
-        planes.resize(start + layout.table_planes(block) * words, 0);
-        for word in 0..words {
-            let mut thresholds = [0; 1 << BLOCK];
-            let mut known = 1;
-            for bit in 0..width {
-                let plane = u[(low + bit) * words + word];
-                // [u >= j] for one more, higher bit: it alone decides at j = 2^bit, it must be set
-                // above, and it suffices below.
-                for j in 1..known {
-                    thresholds[known + j] = plane & thresholds[j];
-                    thresholds[j] |= plane;
+/// For each bit of `choice` that of `first` or, where it is set, that of `second`.
+#[inline(always)]
+fn choose(choice: Lanes, first: Lanes, second: Lanes) -> Lanes {
+    let mut result = first;
+    for lane in 0..LANES {
+        result[lane] ^= (first[lane] ^ second[lane]) & choice[lane];
+    }
+    result
+}
+
+vectorised! {
+    /// Exclusive-ors the dealer's tables into `message`: for every block the planes of t_1 ..
+    /// t_(2^w - 1), and for the topmost block u's top bit followed by t_j exclusive-or that bit.
+    fn add_tables<E: Element>(message: &mut [u64], x: [&[E]; 2], window: usize, layout: &Layout) {
+        let (count, words) = (x[0].len(), words_of(x[0].len()));
+        let mut u = [[0; LANES]; 64];
+        for word in (0..words).step_by(LANES) {
+            let numbers = 64 * word..count.min(64 * (word + LANES));
+            slice(&x[0][numbers.clone()], &x[1][numbers], window, &mut u);
+            let here = LANES.min(words - word);
+            let (mut low, mut start) = (0, 0);
+            for (block, &width) in layout.widths.iter().enumerate() {
+                let topmost = block + 1 == layout.blocks();
+                let mut thresholds = [[0; LANES]; 1 << BLOCK];
+                let mut known = 1;
+                for plane in &u[low..low + width] {
+                    // [u >= j] for one more, higher bit: it alone decides at j = 2^bit, it must be set
+                    // above, and it suffices below.
+                    for j in 1..known {
+                        for lane in 0..LANES {
+                            thresholds[known + j][lane] = plane[lane] & thresholds[j][lane];
+                            thresholds[j][lane] |= plane[lane];
+                        }
+                    }
+                    thresholds[known] = *plane;
+                    known *= 2;
                 }
-                thresholds[known] = plane;
-                known *= 2;
-            }
-            let top = if topmost { u[(low + width) * words + word] } else { 0 };
-            let first = usize::from(!topmost);
-            for (place, threshold) in thresholds.iter().enumerate().take(size).skip(first) {
                 // Place 0 of the topmost block stands for t_(2^w) = 0 and carries the bit alone.
-                planes[start + (place - first) * words + word] = threshold ^ top;
-            }
-        }
-        low += width;
-    }
-    planes
-}
-
-/// One evaluator's look-ups at v: generate of every block, then propagate of all but the lowest.
-/// `one` is how this evaluator holds the constant 1: all ones for exactly one of the two.
-fn look_up(table: &[u64], v: &[u64], words: usize, layout: &Layout, one: u64) -> Vec<u64> {
-    let blocks = layout.blocks();
-    let mut found = vec![0; layout.exchange_planes() * words];
-    let (mut low, mut start) = (0, 0);
-    for (block, &width) in layout.widths.iter().enumerate() {
-        let topmost = block + 1 == blocks;
-        let size = 1usize << width;
-        for word in 0..words {
-            let sent = |place: usize| table[start + place * words + word];
-            // thresholds[j] for j in 0..=size.
-            let mut thresholds = [0; (1 << BLOCK) + 1];
-            if topmost {
-                thresholds[0] = one ^ sent(0);
-                thresholds[size] = sent(0);
-                (1..size).for_each(|j| thresholds[j] = sent(j));
-            } else {
-                thresholds[0] = one;
-                (1..size).for_each(|j| thresholds[j] = sent(j - 1));
-            }
-            // Entry v of `generates` is t_(size - v), of `passes` t_(size - 1 - v).
-            let mut generates = [0; 1 << BLOCK];
-            let mut passes = [0; 1 << BLOCK];
-            for entry in 0..size {
-                generates[entry] = thresholds[size - entry];
-                passes[entry] = thresholds[size - 1 - entry];
-            }
-            let mut remaining = size;
-            for bit in (0..width).rev() {
-                let choice = v[(low + bit) * words + word];
-                remaining /= 2;
-                for entry in 0..remaining {
-                    let (g, p) = (generates[entry], passes[entry]);
-                    generates[entry] = g ^ ((g ^ generates[entry + remaining]) & choice);
-                    passes[entry] = p ^ ((p ^ passes[entry + remaining]) & choice);
+                let top = if topmost { u[low + width] } else { [0; LANES] };
+                let first = usize::from(!topmost);
+                for (place, &threshold) in thresholds[first..1 << width].iter().enumerate() {
+                    let at = (start + place) * words + word;
+                    xor_into(&mut message[at..at + here], &xor(threshold, top));
                 }
-            }
-            found[block * words + word] = generates[0];
-            if block > 0 {
-                found[(blocks + block - 1) * words + word] = generates[0] ^ passes[0];
+                low += width;
+                start += layout.table_planes(block);
             }
         }
-        low += width;
-        start += layout.table_planes(block) * words;
     }
-    found
+
+    /// Exclusive-ors one evaluator's look-ups at v into `found`: generate of every block, then propagate of
+    /// all but the lowest. `one` is how this evaluator holds the constant 1: all ones for exactly one of the
+    /// two, which also adds v's top bit to the topmost block's generate.
+    fn add_looked_up<E: Element>(
+        found: &mut [u64],
+        table: &[u64],
+        numbers: &[E],
+        window: usize,
+        layout: &Layout,
+        one: u64,
+    ) {
+        const HALF: usize = 1 << (BLOCK - 1);
+        let (count, words, blocks) = (numbers.len(), words_of(numbers.len()), layout.blocks());
+        let mut v = [[0; LANES]; 64];
+        for word in (0..words).step_by(LANES) {
+            slice(&numbers[64 * word..count.min(64 * (word + LANES))], &[], window, &mut v);
+            let here = LANES.min(words - word);
+            let (mut low, mut start) = (0, 0);
+            for (block, &width) in layout.widths.iter().enumerate() {
+                let topmost = block + 1 == blocks;
+                let size = 1 << width;
+                let sent = |place: usize| {
+                    let at = (start + place) * words + word;
+                    load(&table[at..at + here])
+                };
+                // t_0 to t_(2^w), those with even and those with odd numbers.
+                let (mut even, mut odd) = ([[0; LANES]; HALF + 1], [[0; LANES]; HALF]);
+                even[0] = [one; LANES];
+                if topmost {
+                    let top = sent(0);
+                    even[0] = xor(even[0], top);
+                    even[size / 2] = top;
+                }
+                for j in 1..size {
+                    let threshold = sent(j - usize::from(!topmost));
+                    if j % 2 == 0 { even[j / 2] = threshold } else { odd[j / 2] = threshold }
+                }
+                // The carry is generated if t_(2^w - v), and passed on if t_(2^w - 1 - v) alone. With m the
+                // complement of v / 2, these are odd[m] and even[m] for odd v, even[m + 1] and odd[m] for
+                // even v.
+                let (mut below, mut between, mut above) =
+                    ([[0; LANES]; HALF], [[0; LANES]; HALF], [[0; LANES]; HALF]);
+                let mut remaining = size / 2;
+                for entry in 0..remaining {
+                    let m = remaining - 1 - entry;
+                    (below[entry], between[entry], above[entry]) = (even[m], odd[m], even[m + 1]);
+                }
+                for bit in (1..width).rev() {
+                    remaining /= 2;
+                    for tree in [&mut below, &mut between, &mut above] {
+                        for entry in 0..remaining {
+                            tree[entry] = choose(v[low + bit], tree[entry], tree[entry + remaining]);
+                        }
+                    }
+                }
+                let mut generate = choose(v[low], above[0], between[0]);
+                let reached = choose(v[low], between[0], below[0]);
+                let propagate = xor(generate, reached);
+                if topmost {
+                    for lane in 0..LANES {
+                        generate[lane] ^= v[low + width][lane] & one;
+                    }
+                }
+                let at = block * words + word;
+                xor_into(&mut found[at..at + here], &generate);
+                if block > 0 {
+                    let at = (blocks + block - 1) * words + word;
+                    xor_into(&mut found[at..at + here], &propagate);
+                }
+                low += width;
+                start += layout.table_planes(block);
+            }
+        }
+    }
 }
 
 /// Step 3: the carry out of all blocks, which for the topmost block is the sign.
 fn join_blocks<C: Channel>(
     party: &mut Party<C>,
-    leaves: BitShares,
+    mut leaves: BitShares,
     blocks: usize,
 ) -> Result<BitShares, MpcError> {
-    let mut generate = leaves.select(0..blocks);
-    // Plane b holds the propagate of block b + 1.
-    let mut propagate = leaves.select(blocks..2 * blocks - 1);
-    while generate.planes() > 1 {
-        let count = generate.planes();
-        let pairs = count / 2;
-        // Pair q joins low block 2q and high block 2q + 1, whose propagate is plane 2q.
-        let mut left = propagate.select((0..pairs).map(|q| 2 * q));
-        left.append(&propagate.select((1..pairs).map(|q| 2 * q)));
-        let mut right = generate.select((0..pairs).map(|q| 2 * q));
-        right.append(&propagate.select((1..pairs).map(|q| 2 * q - 1)));
-        let products = and(party, &left, &right)?;
-        let mut joined = generate.select((0..pairs).map(|q| 2 * q + 1));
-        (0..pairs).for_each(|q| joined.xor_plane(q, &products, q));
-        let mut passes = products.select(pairs..products.planes());
-        if count % 2 == 1 {
-            joined.append(&generate.select([count - 1]));
-            passes.append(&propagate.select([count - 2]));
-        }
-        generate = joined;
-        propagate = passes;
+    // The planes of the blocks' generates, and of the propagates of all but the first. A joined block's
+    // stand in the place of its higher part's.
+    let mut generate: Vec<usize> = (0..blocks).collect();
+    let mut propagate: Vec<usize> = (blocks..2 * blocks - 1).collect();
+    while generate.len() > 1 {
+        let pairs = generate.len() / 2;
+        // Pair q joins low block 2q and high block 2q + 1, whose propagate is number 2q.
+        let carries = (0..pairs).map(|q| (propagate[2 * q], generate[2 * q]));
+        let passes = (1..pairs).map(|q| (propagate[2 * q], propagate[2 * q - 1]));
+        let products = and_planes(party, &leaves, &carries.chain(passes).collect::<Vec<_>>())?;
+        (0..pairs).for_each(|q| leaves.xor_plane(generate[2 * q + 1], &products, q));
+        (1..pairs).for_each(|q| leaves.replace_plane(propagate[2 * q], &products, pairs + q - 1));
+        let odd = generate.len() % 2 == 1;
+        let joined = |q: usize| generate[(2 * q + 1).min(generate.len() - 1)];
+        let passing = (1..pairs).map(|q| propagate[2 * q]).chain(odd.then(|| propagate[2 * pairs - 1]));
+        (generate, propagate) = ((0..pairs + usize::from(odd)).map(joined).collect(), passing.collect());
     }
-    Ok(generate)
+    Ok(leaves.select(generate))
 }
 
 /// AND rounds of [`join_blocks`] and the AND bits of every server for one comparison.

@@ -116,7 +116,7 @@ impl<E: Element> Counts<E> {
             return Ok(Aggregate::new(own_terms(&self.shares), self.largest));
         }
         let mut losers = votes::one_hot_argmax(party, dealer, &self.shares, window_of(self.largest))?;
-        (0..classes).for_each(|class| losers.flip_plane(party.index(), class));
+        losers.flip_planes(party.index(), 0..classes);
         let selected = selection::select_unless(
             party,
             dealer.next(),
@@ -166,7 +166,7 @@ fn transposed<E: Element>(shares: &Shares<E>) -> Shares<E> {
 /// All planes one after the other in one.
 fn as_one_plane(shares: &BitShares) -> BitShares {
     let (planes, count) = (shares.planes(), shares.bits());
-    let joined = |component: &[u64]| bits::pack(component.to_vec(), planes, count);
+    let joined = |component: &[u64]| bits::pack(component, planes, count).into_owned();
     BitShares::new(1, planes * count, joined(shares.own()), joined(shares.next()))
 }
 
@@ -196,7 +196,7 @@ impl<E: Element> Noised<Shares<E>> {
         let mut difference = self.0;
         difference.add_public(party.index(), -E::from_unsigned(threshold.into()));
         let mut decisions = comparison::sign(party, dealer, &difference, window)?;
-        decisions.flip_plane(party.index(), 0);
+        decisions.flip_planes(party.index(), 0..1);
         Ok(Noised(Decisions(decisions)))
     }
 }

@@ -15,7 +15,7 @@
 //! evaluator knows; both look up the entry at v without a message. Comparison, selection and the
 //! conversion of bits are built from that. See [`comparison`].
 
-pub mod bits;
+mod bits;
 pub mod boolean;
 pub mod channel;
 pub mod comparison;
@@ -38,6 +38,7 @@ pub mod selection;
 mod self_check;
 pub mod shares;
 pub mod truncation;
+mod vectorised;
 pub mod votes;
 pub mod zero_test;
 

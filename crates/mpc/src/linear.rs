@@ -5,6 +5,7 @@ use ndarray::{ArrayView2, ArrayViewMut2};
 
 use crate::channel::{Channel, Neighbour, Protocol};
 use crate::party::{MpcError, Party, PartyIndex, Seat};
+use crate::prss::PIECE;
 use crate::shares::{AdditiveShare, Shares};
 
 /// The messages of [`rescale`], as distances from the dealer.
@@ -134,22 +135,31 @@ pub fn rescale<E: Element, C: Channel>(
     let count = mine.len();
     let (own, next) = match party.seat(dealer) {
         Seat::Dealer => {
-            let mask_first = party.prss.next.elements::<E>(step, 0, count);
-            let mask_second = party.prss.own.elements::<E>(step, 0, count);
             let own = party.prss.own.elements::<E>(step, 1, count);
-            let mut next = mask_first;
-            for (((next, &term), second), &own) in next.iter_mut().zip(mine).zip(mask_second).zip(&own) {
-                let r = term - *next - second;
-                *next = r.shift_right(f) - own;
+            let mut next = party.prss.next.elements::<E>(step, 0, count);
+            let mut second = party.prss.own.stream(step, 0);
+            let mut drawn = [E::ZERO; PIECE];
+            for (place, next) in next.chunks_mut(PIECE).enumerate() {
+                let range = place * PIECE..place * PIECE + next.len();
+                let second_masks = &mut drawn[..next.len()];
+                second.fill(second_masks);
+                for (((next, &term), &second), &own) in
+                    next.iter_mut().zip(&mine[range.clone()]).zip(&*second_masks).zip(&own[range])
+                {
+                    let r = term - *next - second;
+                    *next = r.shift_right(f) - own;
+                }
             }
             party.send(Neighbour::Next, step, &next)?;
             (own, next)
         }
         Seat::FirstEvaluator => {
             let mut masked = party.prss.own.elements::<E>(step, 0, count);
-            for (row, line) in masked.chunks_exact_mut(columns.max(1)).enumerate() {
-                for ((value, &l), &term) in line.iter_mut().zip(bound_bits).zip(&mine[row * columns..]) {
-                    *value += term + E::power_of_two(l) - E::ONE;
+            let offsets: Vec<E> = bound_bits.iter().map(|&l| E::power_of_two(l) - E::ONE).collect();
+            let lines = masked.chunks_exact_mut(columns.max(1)).zip(mine.chunks_exact(columns.max(1)));
+            for (line, terms) in lines {
+                for ((value, &offset), &term) in line.iter_mut().zip(&offsets).zip(terms) {
+                    *value += term + offset;
                 }
             }
             party.send(Neighbour::Next, step, &masked)?;

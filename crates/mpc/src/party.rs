@@ -219,20 +219,25 @@ impl<C: Channel> Party<C> {
         step: Step,
         count: usize,
     ) -> Result<Vec<T>, MpcError> {
-        let mut items = vec![T::zeroed(); count];
-        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut items);
-        for (record, chunk) in bytes.chunks_mut(MAXIMUM_RECORD_BYTES).enumerate() {
+        let mut items = Vec::with_capacity(count);
+        let total = count * size_of::<T>();
+        for (record, start) in (0..total).step_by(MAXIMUM_RECORD_BYTES).enumerate() {
             let address = Address { session: self.session, step, record: record as u32 };
             let payload = self.channel.receive(from, address)?;
-            if payload.len() != chunk.len() {
+            let expected = MAXIMUM_RECORD_BYTES.min(total - start);
+            if payload.len() != expected {
                 return Err(MpcError::WrongLength {
                     neighbour: from,
                     address,
-                    expected: chunk.len(),
+                    expected,
                     received: payload.len(),
                 });
             }
-            chunk.copy_from_slice(&payload);
+            match bytemuck::try_cast_slice(&payload) {
+                Ok(received) => items.extend_from_slice(received),
+                // A transport may hand over bytes from anywhere in its buffer.
+                Err(_) => items.extend(bytemuck::pod_collect_to_vec::<u8, T>(&payload)),
+            }
         }
         Ok(items)
     }
@@ -246,8 +251,15 @@ impl<C: Channel> Party<C> {
     /// This server's term of a sharing of zero, fresh and uniform: F(K_i) - F(K_{i+1}).
     pub(crate) fn zero_share<E: Element>(&self, step: Step, stream: u8, count: usize) -> Vec<E> {
         let mut share = self.prss.own.elements::<E>(step, stream, count);
-        let next = self.prss.next.elements::<E>(step, stream, count);
-        share.iter_mut().zip(next).for_each(|(mine, other)| *mine -= other);
+        let mut next = self.prss.next.stream(step, stream);
+        next.for_each(&mut share, |mine, other| *mine -= other);
+        share
+    }
+
+    /// The same for bits, by exclusive or.
+    pub(crate) fn zero_bits(&self, step: Step, stream: u8, words: usize) -> Vec<u64> {
+        let mut share = self.prss.own.words(step, stream, words);
+        self.prss.next.mask_words(step, stream, &mut share);
         share
     }
 }

@@ -76,32 +76,64 @@ impl Keystream {
 
     /// `count` uniform ring elements of stream number `stream` of a step.
     pub(crate) fn elements<E: Element>(&self, step: Step, stream: u8, count: usize) -> Vec<E> {
-        let mut elements = vec![E::ZERO; count];
-        self.apply(step, stream, bytemuck::cast_slice_mut(&mut elements));
-        elements
+        self.stream(step, stream).take(count)
     }
 
     /// `count` uniform words of stream number `stream` of a step.
     pub(crate) fn words(&self, step: Step, stream: u8, count: usize) -> Vec<u64> {
-        let mut words = vec![0; count];
-        self.mask_words(step, stream, &mut words);
-        words
+        self.stream(step, stream).take(count)
     }
 
     /// Exclusive-ors the stream into `words`.
     pub(crate) fn mask_words(&self, step: Step, stream: u8, words: &mut [u64]) {
-        self.apply(step, stream, bytemuck::cast_slice_mut(words));
+        self.stream(step, stream).0.apply_keystream(bytemuck::cast_slice_mut(words));
     }
 
-    fn apply(&self, step: Step, stream: u8, bytes: &mut [u8]) {
+    /// Stream number `stream` of a step, from its beginning.
+    pub(crate) fn stream(&self, step: Step, stream: u8) -> Stream {
         let mut start = [0; 16];
         start[..4].copy_from_slice(&step.sequence.to_be_bytes());
         start[4] = step.protocol.code();
         start[5] = stream;
         let core =
             ctr::CtrCore::<Aes128, ctr::flavors::Ctr64BE>::inner_iv_init(self.cipher.clone(), &start.into());
-        let mut generator: Ctr64BE<Aes128> = ctr::cipher::StreamCipherCoreWrapper::from_core(core);
-        generator.apply_keystream(bytes);
+        Stream(ctr::cipher::StreamCipherCoreWrapper::from_core(core))
+    }
+}
+
+/// A stream that is read a piece at a time, so that what it masks is still in the cache.
+pub(crate) struct Stream(Ctr64BE<Aes128>);
+
+/// Elements that are drawn from several streams before they are used together: a page of each.
+pub(crate) const PIECE: usize = 512;
+
+impl Stream {
+    /// Overwrites `items` with what comes next.
+    pub(crate) fn fill<T: bytemuck::Pod>(&mut self, items: &mut [T]) {
+        self.0.write_keystream(bytemuck::cast_slice_mut(items));
+    }
+
+    /// The `count` items that come next. Drawn a piece at a time, so that memory is written once and not
+    /// zeroed before.
+    fn take<T: bytemuck::Pod>(&mut self, count: usize) -> Vec<T> {
+        let mut items = Vec::with_capacity(count);
+        let mut drawn = [T::zeroed(); PIECE];
+        while items.len() < count {
+            let drawn = &mut drawn[..PIECE.min(count - items.len())];
+            self.fill(drawn);
+            items.extend_from_slice(drawn);
+        }
+        items
+    }
+
+    /// Applies `function` to each element and what comes next.
+    pub(crate) fn for_each<E: Element>(&mut self, elements: &mut [E], function: impl Fn(&mut E, E)) {
+        let mut drawn = [E::ZERO; PIECE];
+        for piece in elements.chunks_mut(PIECE) {
+            let drawn = &mut drawn[..piece.len()];
+            self.fill(drawn);
+            piece.iter_mut().zip(drawn).for_each(|(element, &mut mask)| function(element, mask));
+        }
     }
 }
 

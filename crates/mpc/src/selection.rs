@@ -5,6 +5,7 @@ use concilium_ring::Element;
 use crate::channel::{Channel, Neighbour, Protocol};
 use crate::party::{MpcError, Party, PartyIndex, Seat};
 use crate::shares::{BitShares, Shares};
+use crate::vectorised::vectorised;
 
 pub(crate) const TABLE_MESSAGES: [(usize, usize); 1] = [(0, 1)];
 pub(crate) const EXCHANGE_MESSAGES: [(usize, usize); 2] = [(1, 2), (2, 1)];
@@ -46,35 +47,25 @@ pub fn select_unless<E: Element, C: Channel>(
     let tables = party.begin(Protocol::SelectionTables, dealer, &TABLE_MESSAGES);
     let exchange = party.begin(Protocol::SelectionExchange, dealer, &EXCHANGE_MESSAGES);
     let count = x.len();
-    let bit = |words: &[u64], i: usize| words[i / 64] >> (i % 64) & 1;
     let (own, next) = match party.seat(dealer) {
         Seat::Dealer => {
             let mut message = party.prss.own.elements::<E>(tables, 0, 3 * count);
-            let (at_zero, rest) = message.split_at_mut(count);
-            let (at_one, factor) = rest.split_at_mut(count);
-            for (i, (&a, &b)) in x.own_slice().iter().zip(x.next_slice()).enumerate() {
-                let u = a + b;
-                let c = E::from_unsigned(1 ^ bit(bits.own(), i) ^ bit(bits.next(), i));
-                let selected = c * u;
-                at_zero[i] = selected - at_zero[i];
-                at_one[i] = u - selected - at_one[i];
-                factor[i] = c - factor[i];
-            }
+            fill_tables(&mut message, [x.own_slice(), x.next_slice()], [bits.own(), bits.next()]);
             party.send(Neighbour::Next, tables, &message)?;
             (party.prss.own.elements(exchange, 0, count), party.prss.next.elements(exchange, 0, count))
         }
         Seat::FirstEvaluator => {
             let table = party.receive::<E>(Neighbour::Previous, tables, 3 * count)?;
-            let d = |i| bit(bits.next(), i);
-            let terms = looked_up(&table, x.next_slice(), d, true);
+            let mut terms = vec![E::ZERO; count];
+            looked_up(&mut terms, &table, x.next_slice(), bits.next(), true);
             let own = party.prss.own.elements::<E>(exchange, 0, count);
             let next = exchange_terms(party, Neighbour::Next, exchange, terms, &own)?;
             (own, next)
         }
         Seat::SecondEvaluator => {
             let masks = party.prss.next.elements::<E>(tables, 0, 3 * count);
-            let d = |i| bit(bits.own(), i);
-            let terms = looked_up(&masks, x.own_slice(), d, false);
+            let mut terms = vec![E::ZERO; count];
+            looked_up(&mut terms, &masks, x.own_slice(), bits.own(), false);
             let next = party.prss.next.elements::<E>(exchange, 0, count);
             let own = exchange_terms(party, Neighbour::Previous, exchange, terms, &next)?;
             (own, next)
@@ -83,19 +74,60 @@ pub fn select_unless<E: Element, C: Channel>(
     Ok(Shares::from_vectors(x.dim(), own, next))
 }
 
-/// One evaluator's terms: its entry of the table at d plus its term of (c xor d) v.
-fn looked_up<E: Element>(table: &[E], v: &[E], d: impl Fn(usize) -> u64, first: bool) -> Vec<E> {
-    let count = v.len();
-    let (entries, factors) = table.split_at(2 * count);
-    (0..count)
-        .map(|i| {
-            let d = d(i);
-            let entry = entries[d as usize * count + i];
-            let flipped = if d == 1 { -v[i] } else { v[i] };
-            let constant = if first && d == 1 { v[i] } else { E::ZERO };
-            entry + factors[i] * flipped + constant
-        })
-        .collect()
+/// The value for a bit of 1, and 0 for one of 0, without a branch: the bit is secret.
+#[inline(always)]
+fn kept<E: Element>(value: E, bit: u64) -> E {
+    E::from_unsigned(value.to_unsigned() & bit.wrapping_neg())
+}
+
+vectorised! {
+    /// The dealer's tables, over the masks that `message` holds: (1 - b) u for an evaluators' bit of 0, for
+    /// one of 1, and the factor c.
+    fn fill_tables<E: Element>(message: &mut [E], x: [&[E]; 2], bits: [&[u64]; 2]) {
+        let count = x[0].len();
+        let (at_zero, rest) = message.split_at_mut(count);
+        let (at_one, factor) = rest.split_at_mut(count);
+        let tables = at_zero.chunks_mut(64).zip(at_one.chunks_mut(64)).zip(factor.chunks_mut(64));
+        let components = x[0].chunks(64).zip(x[1].chunks(64));
+        let words = bits[0].iter().zip(bits[1]);
+        for ((((at_zero, at_one), factor), (own, next)), (own_bits, next_bits)) in
+            tables.zip(components).zip(words)
+        {
+            let bits = !(own_bits ^ next_bits);
+            let length = own.len();
+            let (at_zero, at_one) = (&mut at_zero[..length], &mut at_one[..length]);
+            let (factor, next) = (&mut factor[..length], &next[..length]);
+            for i in 0..length {
+                let u = own[i] + next[i];
+                let c = bits >> i & 1;
+                let selected = kept(u, c);
+                at_zero[i] = selected - at_zero[i];
+                at_one[i] = u - selected - at_one[i];
+                factor[i] = E::from_unsigned(c) - factor[i];
+            }
+        }
+    }
+
+    /// One evaluator's terms: its entry of the table at d plus its term of (c xor d) v.
+    fn looked_up<E: Element>(terms: &mut [E], table: &[E], v: &[E], bits: &[u64], first: bool) {
+        let (at_zero, rest) = table.split_at(v.len());
+        let (at_one, factor) = rest.split_at(v.len());
+        let tables = at_zero.chunks(64).zip(at_one.chunks(64)).zip(factor.chunks(64));
+        for (((terms, ((at_zero, at_one), factor)), v), bits) in
+            terms.chunks_mut(64).zip(tables).zip(v.chunks(64)).zip(bits)
+        {
+            let length = terms.len();
+            let (at_zero, at_one) = (&at_zero[..length], &at_one[..length]);
+            let (factor, v) = (&factor[..length], &v[..length]);
+            for i in 0..length {
+                let d = bits >> i & 1;
+                let entry = at_zero[i] + kept(at_one[i] - at_zero[i], d);
+                let constant = kept(v[i], d);
+                let product = factor[i] * (v[i] - constant - constant);
+                terms[i] = entry + product + if first { constant } else { E::ZERO };
+            }
+        }
+    }
 }
 
 /// Masks the terms, exchanges them with the other evaluator and adds both up: component h + 2.

@@ -7,8 +7,8 @@ use std::ops::Range;
 
 use concilium_ring::Element;
 use ndarray::{Array2, ArrayView2, Axis, Slice, concatenate};
-use zeroize::Zeroize;
 
+use crate::bits;
 use crate::party::PartyIndex;
 
 /// One server's part of a replicated arithmetic sharing of a matrix: components i and i + 1.
@@ -133,10 +133,18 @@ impl<E: Element> Shares<E> {
     /// Shares of a matrix built from linear combinations of columns: column `c` of the result is
     /// column `pairs[c].0` minus column `pairs[c].1`, transposed so that each pair is one **row**.
     pub fn column_differences(&self, pairs: &[(usize, usize)]) -> Self {
+        let rows = self.own.nrows();
         let difference = |all: &Array2<E>| {
-            Array2::from_shape_fn((pairs.len(), all.nrows()), |(pair, row)| {
-                all[(row, pairs[pair].0)] - all[(row, pairs[pair].1)]
-            })
+            // Columns become adjacent first: each is read for many pairs.
+            let mut columns = Array2::from_elem((all.ncols(), rows), E::ZERO);
+            columns.assign(&all.t());
+            let of = |column: usize| columns.row(column).to_slice().expect("rows are adjacent");
+            let mut differences = Vec::with_capacity(pairs.len() * rows);
+            for &(left, right) in pairs {
+                differences.extend(of(left).iter().zip(of(right)).map(|(&left, &right)| left - right));
+            }
+            wipe(&mut columns);
+            Array2::from_shape_vec((pairs.len(), rows), differences).expect("lengths match the shape")
         };
         Shares { own: difference(&self.own), next: difference(&self.next) }
     }
@@ -152,8 +160,15 @@ impl<E: Element> Drop for Shares<E> {
 /// Overwrites a matrix of secrets.
 pub(crate) fn wipe<E: Element>(array: &mut Array2<E>) {
     if let Some(elements) = array.as_slice_memory_order_mut() {
-        bytemuck::cast_slice_mut::<E, u8>(elements).zeroize();
+        wipe_slice(elements);
     }
+}
+
+/// Overwrites secrets with vector stores. The barrier keeps the compiler from leaving them out, as
+/// volatile stores would, which however write one element, or byte, at a time.
+pub(crate) fn wipe_slice<T: bytemuck::Pod>(secrets: &mut [T]) {
+    secrets.fill(T::zeroed());
+    zeroize::optimization_barrier(secrets);
 }
 
 /// One server's term of an additive sharing: the sum over the three servers is the value. Products
@@ -223,10 +238,6 @@ impl BitShares {
         &self.next
     }
 
-    pub(crate) fn components_mut(&mut self) -> (&mut Vec<u64>, &mut Vec<u64>) {
-        (&mut self.own, &mut self.next)
-    }
-
     pub(crate) fn range(&self, plane: usize) -> std::ops::Range<usize> {
         let words = words_of(self.bits);
         plane * words..(plane + 1) * words
@@ -234,7 +245,10 @@ impl BitShares {
 
     /// The chosen planes, copied in the order given.
     pub(crate) fn select(&self, planes: impl IntoIterator<Item = usize>) -> Self {
-        let mut chosen = BitShares { planes: 0, bits: self.bits, own: Vec::new(), next: Vec::new() };
+        let planes = planes.into_iter();
+        let words = planes.size_hint().0 * words_of(self.bits);
+        let (own, next) = (Vec::with_capacity(words), Vec::with_capacity(words));
+        let mut chosen = BitShares { planes: 0, bits: self.bits, own, next };
         for plane in planes {
             chosen.own.extend_from_slice(&self.own[self.range(plane)]);
             chosen.next.extend_from_slice(&self.next[self.range(plane)]);
@@ -243,23 +257,27 @@ impl BitShares {
         chosen
     }
 
-    /// Appends planes of the same length.
-    pub(crate) fn append(&mut self, other: &BitShares) {
-        debug_assert_eq!(self.bits, other.bits);
-        self.own.extend_from_slice(&other.own);
-        self.next.extend_from_slice(&other.next);
-        self.planes += other.planes;
+    /// All planes, and all of them once more.
+    pub(crate) fn twice(&self) -> Self {
+        self.select((0..self.planes).chain(0..self.planes))
     }
 
-    /// Complements one plane: component 0 is flipped at both of its holders.
-    pub(crate) fn flip_plane(&mut self, holder: PartyIndex, plane: usize) {
-        let range = self.range(plane);
+    /// Reads one plane of `planes * bits` bits as planes of their own.
+    pub(crate) fn into_planes(mut self, planes: usize, bits: usize) -> Self {
+        let own = bits::unpack(std::mem::take(&mut self.own), planes, bits);
+        let next = bits::unpack(std::mem::take(&mut self.next), planes, bits);
+        BitShares::new(planes, bits, own, next)
+    }
+
+    /// Complements planes: component 0 is flipped at both of its holders.
+    pub(crate) fn flip_planes(&mut self, holder: PartyIndex, planes: Range<usize>) {
+        let words = words_of(self.bits);
         let component = match holder.number() {
             0 => &mut self.own,
             2 => &mut self.next,
             _ => return,
         };
-        component[range].iter_mut().for_each(|word| *word = !*word);
+        component[planes.start * words..planes.end * words].iter_mut().for_each(|word| *word = !*word);
     }
 
     /// Exclusive-ors plane `other_plane` of `other` into plane `plane`.
@@ -269,12 +287,19 @@ impl BitShares {
         fold(&mut self.own[target.clone()], &other.own[source.clone()]);
         fold(&mut self.next[target], &other.next[source]);
     }
+
+    /// Puts plane `other_plane` of `other` in the place of plane `plane`.
+    pub(crate) fn replace_plane(&mut self, plane: usize, other: &BitShares, other_plane: usize) {
+        let (target, source) = (self.range(plane), other.range(other_plane));
+        self.own[target.clone()].copy_from_slice(&other.own[source.clone()]);
+        self.next[target].copy_from_slice(&other.next[source]);
+    }
 }
 
 impl Drop for BitShares {
     fn drop(&mut self) {
-        self.own.zeroize();
-        self.next.zeroize();
+        wipe_slice(&mut self.own);
+        wipe_slice(&mut self.next);
     }
 }
 

@@ -2,12 +2,11 @@
 
 use concilium_ring::Element;
 
-use crate::bits;
-use crate::boolean::and;
+use crate::boolean::and_planes;
 use crate::channel::Channel;
 use crate::comparison;
 use crate::party::{MpcError, Party, PartyIndex};
-use crate::shares::{BitShares, Shares, words_of};
+use crate::shares::{BitShares, Shares};
 
 /// All pairs of columns i < j.
 fn pairs(classes: usize) -> Vec<(usize, usize)> {
@@ -44,51 +43,30 @@ pub fn one_hot_argmax<E: Element, C: Channel>(
     assert!(classes >= 2, "a vote needs at least two classes");
     let pairs = pairs(classes);
     let less = comparison::sign(party, dealer, &scores.column_differences(&pairs), window)?;
-    let less = one_plane_for_each(less, pairs.len(), rows);
-    let plane_of = |i: usize, j: usize| i * classes - i * (i + 1) / 2 + (j - i - 1);
-    let mut at_least = less.select(0..pairs.len());
-    (0..pairs.len()).for_each(|plane| at_least.flip_plane(party.index(), plane));
-    // For every class the comparisons it must win; each level ANDs neighbours of all classes.
-    let mut wins: Vec<BitShares> = (0..classes)
+    let mut planes = less.into_planes(pairs.len(), rows).twice();
+    planes.flip_planes(party.index(), pairs.len()..2 * pairs.len());
+    let less = |i: usize, j: usize| i * classes - i * (i + 1) / 2 + (j - i - 1);
+    let at_least = |i: usize, j: usize| pairs.len() + less(i, j);
+    // For every class the planes of the comparisons it must win; each level ANDs neighbours of all
+    // classes and puts the result in the place of the first.
+    let mut wins: Vec<Vec<usize>> = (0..classes)
         .map(|class| {
-            let mut wins = less.select((0..class).map(|other| plane_of(other, class)));
-            wins.append(&at_least.select((class + 1..classes).map(|other| plane_of(class, other))));
-            wins
+            let lower = (0..class).map(|other| less(other, class));
+            lower.chain((class + 1..classes).map(|other| at_least(class, other))).collect()
         })
         .collect();
-    while wins[0].planes() > 1 {
-        let (count, half) = (wins[0].planes(), wins[0].planes() / 2);
-        let gather = |first: usize| {
-            let mut gathered = wins[0].select((0..half).map(|q| 2 * q + first));
-            wins[1..].iter().for_each(|w| gathered.append(&w.select((0..half).map(|q| 2 * q + first))));
-            gathered
-        };
-        let products = and(party, &gather(0), &gather(1))?;
-        wins = wins
+    while wins[0].len() > 1 {
+        let neighbours: Vec<(usize, usize)> = wins
             .iter()
-            .enumerate()
-            .map(|(class, wins)| {
-                let mut joined = products.select(class * half..(class + 1) * half);
-                joined.append(&wins.select(2 * half..count));
-                joined
-            })
+            .flat_map(|planes| planes.chunks_exact(2).map(|neighbours| (neighbours[0], neighbours[1])))
             .collect();
-    }
-    let mut winners = wins[0].select([0]);
-    wins[1..].iter().for_each(|class| winners.append(class));
-    Ok(winners)
-}
-
-/// Reads one plane of `planes * bits` bits as planes of their own.
-fn one_plane_for_each(shares: BitShares, planes: usize, bits: usize) -> BitShares {
-    let spread = |component: &[u64]| {
-        let mut spread = vec![0; planes * words_of(bits)];
-        for (plane, target) in spread.chunks_exact_mut(words_of(bits).max(1)).enumerate() {
-            bits::copy_bits(component, plane * bits, target, 0, bits);
+        let products = and_planes(party, &planes, &neighbours)?;
+        for (product, &(first, _)) in neighbours.iter().enumerate() {
+            planes.replace_plane(first, &products, product);
         }
-        spread
-    };
-    BitShares::new(planes, bits, spread(shares.own()), spread(shares.next()))
+        wins.iter_mut().for_each(|planes| *planes = planes.iter().copied().step_by(2).collect());
+    }
+    Ok(planes.select(wins.into_iter().flatten()))
 }
 
 /// AND bits of every server in each level of [`one_hot_argmax`], for one row.

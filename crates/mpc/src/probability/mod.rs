@@ -113,8 +113,8 @@ fn deficits<C: Channel>(
 ) -> Result<Shares<Z64>, MpcError> {
     let (rows, classes) = scores.dim();
     let mut losers = votes::one_hot_argmax(party, dealer, scores, window)?;
-    (0..classes).for_each(|class| losers.flip_plane(party.index(), class));
-    let joined = |component: &[u64]| bits::pack(component.to_vec(), classes, rows);
+    losers.flip_planes(party.index(), 0..classes);
+    let joined = |component: &[u64]| bits::pack(component, classes, rows).into_owned();
     let losers = BitShares::new(1, classes * rows, joined(losers.own()), joined(losers.next()));
     let columns = scores.linear(|all| all.t().as_standard_layout().into_owned());
     let winners = selection::select_unless(party, tables, &losers, &columns)?;
@@ -145,7 +145,7 @@ fn exponentials<C: Channel>(
     let mut below = deficits.linear(|all| all.to_owned());
     below.add_public(party.index(), -Z64::from_unsigned(CLAMP << score_bits));
     let mut small = comparison::sign(party, tables, &below, clamp_window(window, score_bits))?;
-    small.flip_plane(party.index(), 0);
+    small.flip_planes(party.index(), 0..1);
     selection::select_unless(party, tables, &small, &exponentials)
 }
 
