@@ -4,17 +4,22 @@ use concilium_mpc::Shares;
 use concilium_mpc::linear::SharedMatrix;
 use concilium_mpc::shares::AdditiveShare;
 use concilium_network::program::Affine;
+use concilium_network::{Convolution, Operation};
 use concilium_ring::{Element, Z64};
-use ndarray::{ArrayView2, ArrayViewMut2, Axis};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
 
 use crate::model::row;
+use crate::windows::gather_windows;
 
-/// Numbers of the gathered windows that are held at a time, on either component.
-const WINDOW_ELEMENTS: usize = 1 << 18;
+/// Numbers of the gathered windows that are held at a time, on either component: both stay in the
+/// second-level cache.
+const WINDOW_ELEMENTS: usize = 1 << 15;
 
 /// The weights of an affine step as one server holds them.
 pub(crate) struct SharedAffine {
     affine: Affine,
+    /// The windows, unless the whole value is multiplied.
+    convolution: Option<Convolution>,
     kernels: Kernels,
     /// One row, at scale 2f.
     bias: Shares<Z64>,
@@ -29,8 +34,14 @@ enum Kernels {
 }
 
 impl SharedAffine {
-    /// Prepares the components of a checked step: the matrices, then the biases.
-    pub(crate) fn new(affine: Affine, own: &[Z64], next: &[Z64]) -> Self {
+    /// Prepares the components of a checked step: the matrices, then the biases. `None` for a step that is
+    /// no product with weights.
+    pub(crate) fn new(operation: &Operation, own: &[Z64], next: &[Z64]) -> Option<Self> {
+        let affine = operation.affine()?;
+        let convolution = match operation {
+            Operation::Convolution(convolution) => Some(*convolution),
+            _ => None,
+        };
         let weights = affine.weights();
         let kernels = if affine.outer == 1 && !affine.is_dense() {
             Kernels::Vectors(row(&own[..weights], &next[..weights]))
@@ -46,7 +57,8 @@ impl SharedAffine {
             };
             Kernels::Matrices((0..affine.groups).map(shared).collect())
         };
-        SharedAffine { affine, kernels, bias: row(&own[weights..], &next[weights..]) }
+        let bias = row(&own[weights..], &next[weights..]);
+        Some(SharedAffine { affine, convolution, kernels, bias })
     }
 
     pub(crate) fn memory_bytes(&self) -> usize {
@@ -67,14 +79,19 @@ impl SharedAffine {
         mut out: ArrayViewMut2<'_, Z64>,
     ) {
         let bias = self.bias.own();
+        let bias = bias.as_slice().expect("one row is adjacent numbers");
         for mut line in out.outer_iter_mut() {
-            for (output, term) in line.iter_mut().enumerate() {
-                *term += bias[(0, self.affine.channel(output))];
+            let line = line.as_slice_mut().expect("rows are adjacent numbers");
+            for (channel, &bias) in line.chunks_exact_mut(self.affine.positions).zip(bias) {
+                channel.iter_mut().for_each(|term| *term += bias);
             }
         }
         match &self.kernels {
             Kernels::Matrices(matrices) if self.affine.is_dense() => matrices[0].multiply_add(own, next, out),
-            Kernels::Matrices(matrices) => self.add_windows(matrices, own, next, out),
+            Kernels::Matrices(matrices) => {
+                let convolution = self.convolution.as_ref().expect("what is not dense has windows");
+                self.add_windows(convolution, matrices, own, next, out);
+            }
             Kernels::Vectors(weights) => self.add_vectors(weights, own, next, out),
         }
     }
@@ -82,30 +99,53 @@ impl SharedAffine {
     /// Windows are gathered in pieces, so that memory does not grow with the image.
     fn add_windows(
         &self,
+        convolution: &Convolution,
         matrices: &[SharedMatrix<Z64>],
         own: ArrayView2<'_, Z64>,
         next: ArrayView2<'_, Z64>,
         mut out: ArrayViewMut2<'_, Z64>,
     ) {
         let affine = &self.affine;
-        let rows = own.nrows();
-        let piece = (WINDOW_ELEMENTS / (rows * affine.inner).max(1)).max(1);
-        for (group, matrix) in matrices.iter().enumerate() {
-            for start in (0..affine.positions).step_by(piece) {
-                let positions = start..(start + piece).min(affine.positions);
-                let count = positions.len();
-                let gather = |values| affine.windows(group, positions.clone(), values, Z64::ZERO);
-                let windows = Shares::new(gather(own), gather(next));
-                let mut products = AdditiveShare::zeros(rows * count, affine.outer);
-                matrix.multiply_add(windows.own(), windows.next(), products.terms_mut().view_mut());
-                for (line, product) in products.terms_mut().axis_iter(Axis(0)).enumerate() {
-                    let (row, position) = (line / count, start + line % count);
-                    for (outer, &term) in product.iter().enumerate() {
-                        out[(row, affine.output(group, outer, position))] += term;
+        // Pieces of one row, as many positions at a time as there is room for, or of whole rows.
+        let positions = (WINDOW_ELEMENTS / affine.inner).clamp(1, affine.positions);
+        let rows = (WINDOW_ELEMENTS / (affine.inner * affine.positions)).clamp(1, own.nrows().max(1));
+        let lines = rows * positions;
+        // Reused by all pieces: overwritten each time, and erased when dropped.
+        let zeros = || Array2::from_elem((lines, affine.inner), Z64::ZERO);
+        let (mut own_windows, mut next_windows) = (zeros(), zeros());
+        let mut products = AdditiveShare::zeros(lines, affine.outer);
+        for top in (0..own.nrows()).step_by(rows) {
+            let rows = top..(top + rows).min(own.nrows());
+            for start in (0..affine.positions).step_by(positions) {
+                let positions = start..(start + positions).min(affine.positions);
+                let (count, lines) = (positions.len(), rows.len() * positions.len());
+                for (group, matrix) in matrices.iter().enumerate() {
+                    for (values, windows) in [(own, &mut own_windows), (next, &mut next_windows)] {
+                        let windows = windows.as_slice_mut().expect("it is in standard layout");
+                        let values = values.slice_move(s![rows.clone(), ..]);
+                        let windows = &mut windows[..lines * affine.inner];
+                        gather_windows(convolution, group, positions.clone(), values, windows);
+                    }
+                    let mut terms = products.terms_mut().slice_mut(s![..lines, ..]);
+                    terms.fill(Z64::ZERO);
+                    let windows = [own_windows.slice(s![..lines, ..]), next_windows.slice(s![..lines, ..])];
+                    matrix.multiply_add(windows[0], windows[1], terms.view_mut());
+                    let terms = terms.as_slice().expect("it is in standard layout");
+                    for (row, terms) in rows.clone().zip(terms.chunks_exact(count * affine.outer)) {
+                        let mut line = out.row_mut(row);
+                        let line = line.as_slice_mut().expect("rows are adjacent numbers");
+                        for outer in 0..affine.outer {
+                            let first = affine.output(group, outer, start);
+                            let terms = terms[outer..].iter().step_by(affine.outer);
+                            let target = line[first..first + count].iter_mut();
+                            target.zip(terms).for_each(|(target, &term)| *target += term);
+                        }
                     }
                 }
             }
         }
+        // As shares they are erased.
+        drop(Shares::new(own_windows, next_windows));
     }
 
     fn add_vectors(

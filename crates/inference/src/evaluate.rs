@@ -20,6 +20,7 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2, Zip, s};
 use crate::ensemble::Ensemble;
 use crate::model::{SharedModel, SharedWeights};
 use crate::value::{Value, join};
+use crate::windows;
 
 /// The histogram of the owners' votes for every query: element (q, c) is the number of models
 /// whose largest logit for query q is that of class c. Each model has at most one vote a query,
@@ -221,6 +222,7 @@ impl<'a> Owner<'a> {
                 (Operation::Shift { positions, .. }, Some(summands)) => {
                     evaluate::shift(views[0], &summands.row(0).to_vec(), *positions)
                 }
+                (Operation::Gather(gather), _) => windows::gather(gather, &views),
                 (operation, _) => evaluate::linear(operation, &views).expect("the others exchange messages"),
             }
         };
@@ -368,7 +370,9 @@ fn compare_batch<C: Channel>(
         window = window.max(bits.expect("validated architectures have windows where they compare"));
         compared.push(match owner.operation(step) {
             // max(x, y) = y + max(x - y, 0).
-            Operation::Maximum => combine(owner.taken(step, 0), owner.taken(step, 1), -1),
+            Operation::Maximum => {
+                combine(owner.taken(step, 0), owner.taken(step, 1), |left, right| *left -= right)
+            }
             Operation::Function(function) => {
                 spread(party.index(), owner.taken(step, 0), &function.pieces(fractional_bits).knots)
             }
@@ -401,20 +405,18 @@ fn compare_batch<C: Channel>(
     let finished = results.into_iter().zip(batch).map(|(result, &(owner, step))| {
         let owner = &owners[owner];
         match owner.operation(step) {
-            Operation::Maximum => combine(&result, owner.taken(step, 1), 1),
+            Operation::Maximum => combine(&result, owner.taken(step, 1), |left, right| *left += right),
             _ => result,
         }
     });
     Ok(finished.collect())
 }
 
-/// One value plus another times a public number.
-fn combine(left: &Value, right: &Value, factor: i64) -> Value {
-    let operation = Operation::Combine { coefficients: vec![1, factor] };
-    let apply = |views: [ArrayView2<'_, Z64>; 2]| {
-        evaluate::linear(&operation, &views).expect("a combination exchanges no messages")
-    };
-    let (own, next) = (apply([left.own(), right.own()]), apply([left.next(), right.next()]));
+/// One value, with each component changed by `function` according to another value's.
+fn combine(left: &Value, right: &Value, function: impl Fn(&mut Array2<Z64>, &ArrayView2<'_, Z64>)) -> Value {
+    let (mut own, mut next) = (left.own().to_owned(), left.next().to_owned());
+    function(&mut own, &right.own());
+    function(&mut next, &right.next());
     Value::whole(Rc::new(Shares::new(own, next)))
 }
 

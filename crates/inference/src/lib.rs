@@ -10,6 +10,7 @@ pub mod evaluate;
 pub mod model;
 pub mod release;
 mod value;
+mod windows;
 
 pub use ensemble::{Ensemble, EnsembleError};
 pub use evaluate::{histogram, logits, logits_observed, probabilities};

@@ -84,12 +84,10 @@ impl SharedModel {
                 let range = start..start + step.operation.parameters();
                 start = range.end;
                 let (own, next) = (&own[range.clone()], &next[range]);
-                match (&step.operation, step.operation.affine()) {
-                    (_, Some(affine)) => {
-                        Some(SharedWeights::Affine(Box::new(SharedAffine::new(affine, own, next))))
-                    }
-                    (Operation::Shift { .. }, _) => Some(SharedWeights::Shift(row(own, next))),
-                    _ => None,
+                match &step.operation {
+                    Operation::Shift { .. } => Some(SharedWeights::Shift(row(own, next))),
+                    operation => SharedAffine::new(operation, own, next)
+                        .map(|affine| SharedWeights::Affine(Box::new(affine))),
                 }
             })
             .collect();
