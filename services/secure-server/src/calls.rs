@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use tonic::Code;
 use tonic::codegen::http::{HeaderMap, Request, Response};
@@ -66,9 +67,10 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let method = method(request.uri().path());
         let span = tracing::info_span!("call", method, caller = Empty, task = Empty, request = Empty);
+        let began = Instant::now();
         let answer = self.inner.call(request);
         let counted = async move {
-            let mut ending = Ending { method, code: "CANCELLED" };
+            let mut ending = Ending { method, code: "CANCELLED", began };
             let answer = answer.await;
             ending.code = answer.as_ref().map_or("INTERNAL", |answer| code(answer.headers()));
             answer
@@ -81,12 +83,14 @@ where
 struct Ending {
     method: &'static str,
     code: &'static str,
+    began: Instant,
 }
 
 impl Drop for Ending {
     fn drop(&mut self) {
         metrics::count_call(self.method, self.code);
-        tracing::debug!(code = self.code, "the call has ended");
+        let took_us = u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        tracing::debug!(code = self.code, took_us, "the call has ended");
     }
 }
 

@@ -286,7 +286,7 @@ impl<'a> Link<'a> {
                 _ => break frame,
             }
         };
-        drop(waiting);
+        self.steps.note_wait(waiting.end());
         let peer = self.lane.index_of(from);
         match frame.frame {
             Some(Frame::Abort(abort)) => {

@@ -166,9 +166,12 @@ pub(crate) fn count_failed_batch(task: &str) {
     counter!(names::BATCHES.name, "task" => task.to_owned(), "outcome" => "failed").increment(1);
 }
 
-/// Records the time of one step of a batch.
-pub(crate) fn record_step(step: &'static str, duration: Duration) {
+/// Records the time of one step of a batch, and the part of it that was spent waiting for peers.
+pub(crate) fn record_step(step: &'static str, duration: Duration, waited: Duration) {
     histogram!(names::STEP_DURATION.name, "step" => step).record(duration);
+    if !waited.is_zero() {
+        histogram!(names::STEP_WAIT.name, "step" => step).record(waited);
+    }
 }
 
 /// Records how long a batch waited for a peer's messages.
@@ -176,8 +179,9 @@ pub(crate) fn record_peer_wait(peer: PartyIndex, duration: Duration) {
     histogram!(names::PEER_WAIT.name, "peer" => label(Some(peer))).record(duration);
 }
 
-/// Counts the payload that was sent to a peer.
-pub(crate) fn count_sent(peer: PartyIndex, bytes: u64) {
+/// Counts messages that were sent to a peer, and their payload.
+pub(crate) fn count_sent(peer: PartyIndex, messages: u64, bytes: u64) {
+    counter!(names::SENT_MESSAGES.name, "peer" => label(Some(peer))).increment(messages);
     counter!(names::SENT_BYTES.name, "peer" => label(Some(peer))).increment(bytes);
 }
 
@@ -244,9 +248,9 @@ mod tests {
             count_call("Predict", "OK");
             count_released_batch("digits", 16, 26, Duration::from_millis(30));
             count_failed_batch("digits");
-            record_step("comparison", Duration::from_micros(300));
+            record_step("comparison", Duration::from_micros(300), Duration::from_micros(100));
             record_peer_wait(peer, Duration::from_millis(2));
-            count_sent(peer, 5);
+            count_sent(peer, 2, 5);
             count_connection();
             count_connection_failure();
             count_stall("barrier", Some(peer));

@@ -73,12 +73,16 @@ metrics! {
         "From the plan of a released batch to its release.";
     STEP_DURATION "step_duration_seconds" Histogram(SECONDS), "seconds", ["step"],
         "Time in one step of a batch, computation and waiting together; a batch has `linear`, `comparison` and `selection` once for each layer.";
+    STEP_WAIT "step_wait_seconds" Histogram(SECONDS), "seconds", ["step"],
+        "Part of a step in which this server waited for messages of its peers; steps without such a wait are left out.";
     PEER_WAIT "peer_wait_seconds" Histogram(SECONDS), "seconds", ["peer"],
         "Time of one batch in which this server waited for messages of a peer.";
     ROUNDS "rounds_total" Counter, "rounds", ["task"],
         "Rounds of the multi-party computation: the longest chain of dependent messages, summed over batches.";
     SENT_BYTES "sent_bytes_total" Counter, "bytes", ["peer"],
         "Payload of the multi-party computation sent to a peer, without framing.";
+    SENT_MESSAGES "sent_messages_total" Counter, "messages", ["peer"],
+        "Messages of the multi-party computation sent to a peer; a long one counts once for each of its records.";
     PEER_CONNECTED "peer_connected" Gauge, "0 or 1", ["peer"],
         "Whether the link to a peer is up.";
     CONNECTIONS "peer_connections_total" Counter, "connections", [],

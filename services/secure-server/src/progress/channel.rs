@@ -5,6 +5,13 @@ use concilium_mpc::{Address, Channel, ChannelError, Neighbour, PartyIndex, Progr
 use super::{LaneProgress, Round, Step, Steps};
 use crate::metrics;
 
+/// What was sent to one server.
+#[derive(Clone, Copy, Default)]
+struct Sent {
+    messages: u64,
+    bytes: u64,
+}
+
 /// Passes messages on and notes what they belong to. Looks at lengths and addresses, never at
 /// payloads.
 pub(crate) struct ObservedChannel<'a, C> {
@@ -14,8 +21,8 @@ pub(crate) struct ObservedChannel<'a, C> {
     steps: &'a mut Steps,
     stage: Stage,
     round: Round,
-    /// Payload bytes sent to the next and the previous server.
-    sent: [u64; 2],
+    /// Messages and payload bytes sent to the next and the previous server.
+    sent: [Sent; 2],
 }
 
 impl<'a, C> ObservedChannel<'a, C> {
@@ -28,7 +35,15 @@ impl<'a, C> ObservedChannel<'a, C> {
         steps: &'a mut Steps,
     ) -> Self {
         let round = Round { number: 0, of: progress.rounds_of(task) };
-        ObservedChannel { channel, here, progress, steps, stage: Stage::Opening, round, sent: [0; 2] }
+        ObservedChannel {
+            channel,
+            here,
+            progress,
+            steps,
+            stage: Stage::Opening,
+            round,
+            sent: Default::default(),
+        }
     }
 
     fn peer(&self, neighbour: Neighbour) -> PartyIndex {
@@ -43,7 +58,9 @@ impl<C: Channel> Channel for ObservedChannel<'_, C> {
     fn send(&mut self, to: Neighbour, address: Address, payload: Vec<u8>) -> Result<(), ChannelError> {
         let bytes = payload.len();
         self.channel.send(to, address, payload)?;
-        self.sent[usize::from(to == Neighbour::Previous)] += bytes as u64;
+        let sent = &mut self.sent[usize::from(to == Neighbour::Previous)];
+        sent.messages += 1;
+        sent.bytes += bytes as u64;
         tracing::trace!(peer = %self.peer(to), step = %address.step, record = address.record, bytes, "sent");
         Ok(())
     }
@@ -52,7 +69,7 @@ impl<C: Channel> Channel for ObservedChannel<'_, C> {
         let peer = self.peer(from);
         let waiting = self.progress.wait(Step::Compute(self.stage), Some(self.round), Some(peer));
         let payload = self.channel.receive(from, address)?;
-        drop(waiting);
+        self.steps.note_wait(waiting.end());
         let bytes = payload.len();
         tracing::trace!(%peer, step = %address.step, record = address.record, bytes, "received");
         Ok(payload)
@@ -70,8 +87,10 @@ impl<C: Channel> Channel for ObservedChannel<'_, C> {
 
 impl<C> Drop for ObservedChannel<'_, C> {
     fn drop(&mut self) {
-        let [next, previous] = self.sent;
-        metrics::count_sent(self.here.next(), next);
-        metrics::count_sent(self.here.previous(), previous);
+        for (peer, Sent { messages, bytes }) in
+            [self.here.next(), self.here.previous()].into_iter().zip(self.sent)
+        {
+            metrics::count_sent(peer, messages, bytes);
+        }
     }
 }

@@ -98,12 +98,25 @@ pub(crate) struct Waiting<'a> {
     progress: &'a LaneProgress,
 }
 
+impl Waiting<'_> {
+    /// Ends the wait and tells how long this server waited for another one; zero for a wait of its own.
+    pub(crate) fn end(self) -> Duration {
+        self.finish()
+    }
+
+    fn finish(&self) -> Duration {
+        let mut inner = self.progress.lock();
+        let Some(Wait { peer: Some(peer), since, .. }) = inner.wait.take() else { return Duration::ZERO };
+        let waited = since.elapsed();
+        inner.waited[peer.number()] += waited;
+        waited
+    }
+}
+
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        let mut inner = self.progress.lock();
-        if let Some(Wait { peer: Some(peer), since, .. }) = inner.wait.take() {
-            inner.waited[peer.number()] += since.elapsed();
-        }
+        // Nothing is left to take after `end`.
+        self.finish();
     }
 }
 

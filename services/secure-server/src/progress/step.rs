@@ -1,7 +1,7 @@
 //! The steps of a batch on one server, and the time that each takes.
 
 use std::fmt;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use concilium_mpc::Stage;
 use tracing::span::EnteredSpan;
@@ -91,6 +91,8 @@ pub(crate) struct Steps {
 struct Current {
     step: Step,
     since: Instant,
+    /// Part of the time in which messages of the other servers were waited for.
+    waited: Duration,
     /// Left when the next step begins.
     _span: EnteredSpan,
 }
@@ -107,13 +109,21 @@ impl Steps {
             }
             _ => tracing::debug_span!("step", step = step.name()),
         };
-        self.current = Some(Current { step, since: Instant::now(), _span: span.entered() });
+        self.current =
+            Some(Current { step, since: Instant::now(), waited: Duration::ZERO, _span: span.entered() });
+    }
+
+    /// Notes that the present step has waited for another server.
+    pub(crate) fn note_wait(&mut self, waited: Duration) {
+        if let Some(current) = &mut self.current {
+            current.waited += waited;
+        }
     }
 
     /// Ends the present step.
     pub(crate) fn end(&mut self) {
-        if let Some(Current { step, since, .. }) = self.current.take() {
-            metrics::record_step(step.name(), since.elapsed());
+        if let Some(Current { step, since, waited, .. }) = self.current.take() {
+            metrics::record_step(step.name(), since.elapsed(), waited);
         }
     }
 
