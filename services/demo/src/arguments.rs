@@ -7,6 +7,8 @@ use concilium_client_library::inputs::{ReadError, Source};
 use concilium_network::limits::{MAXIMUM_FRACTIONAL_BITS, MINIMUM_FRACTIONAL_BITS};
 use concilium_privacy::{Mechanism, NoiseScale, Release};
 
+use crate::bench::options::{BenchArguments, EXAMPLES as BENCH_EXAMPLES};
+
 /// Most rows of one request, as servers limit it.
 const MAXIMUM_BATCH: u64 = 4096;
 
@@ -16,6 +18,7 @@ Examples:
   concilium-demo --release histogram --sigma 3 --queries 50 --json demo.json
   concilium-demo --models my-models --inputs rows.npy --labels labels.npy --sigma 4
   concilium-demo --models my-models --inputs data.npz:x_test --labels data.npz:y_test --laplace 4
+  concilium-demo bench --owners 50 --batch 16      what a query costs; see concilium-demo bench --help
 
 The report goes to standard output, everything else to standard error.
 
@@ -47,6 +50,12 @@ pub struct Arguments {
 /// What the program does besides its main job.
 #[derive(Subcommand)]
 pub enum Command {
+    /// Measures what a query costs: times, rounds, traffic and memory.
+    ///
+    /// Makes networks of the given size with random weights, shares them among three parties and asks.
+    /// Everything is stopped and deleted at the end.
+    #[command(after_help = BENCH_EXAMPLES)]
+    Bench(Box<BenchArguments>),
     /// Runs one of the three servers until its standard input ends.
     #[command(hide = true)]
     Server {

@@ -134,12 +134,29 @@ impl Cluster {
         tasks: [&str; 3],
         extra: [&str; 3],
     ) -> Result<Self, ClusterError> {
+        Self::prepare_through(folder, program, tasks, extra, |peers| Ok(peers.clone()))
+    }
+
+    /// As [`Self::prepare`], with other addresses by which the servers reach each other: `through` gets
+    /// the addresses at which servers 0, 1, 2 listen for their peers and gives those that the peers dial.
+    ///
+    /// # Errors
+    /// [`ClusterError`]; [`ClusterError::Ports`] with the error of `through`.
+    pub fn prepare_through(
+        folder: &Path,
+        program: ServerProgram,
+        tasks: [&str; 3],
+        extra: [&str; 3],
+        through: impl FnOnce(&[String; 3]) -> io::Result<[String; 3]>,
+    ) -> Result<Self, ClusterError> {
         let authority = Authority::create()?;
         let certificates = folder.join("certificates");
         write_folder(&certificates)?;
         authority.save(&certificates)?;
         let (ports, claims) = free_ports().map_err(ClusterError::Ports)?;
-        let peers = [0, 1, 2].map(|server| format!("\"127.0.0.1:{}\"", ports[3 + server])).join(", ");
+        let peers = [0, 1, 2].map(|server| format!("127.0.0.1:{}", ports[3 + server]));
+        let dialled = through(&peers).map_err(ClusterError::Ports)?;
+        let peers = dialled.map(|address| format!("\"{address}\"")).join(", ");
         for (server, (tasks, extra)) in tasks.into_iter().zip(extra).enumerate() {
             let identity = Identity::server(server as u8)?;
             let files = authority

@@ -7,13 +7,14 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use concilium_client_library::terminal::{self, Failure, FailureClass, Output};
 use concilium_demo::arguments::{Arguments, Command, Demonstration};
+use concilium_demo::bench::{BenchArguments, BenchOptions, Transport, run_bench, run_tables};
 use concilium_demo::cluster::ServerProgram;
 use concilium_demo::data::Selection;
 use concilium_demo::error::DemoError;
 use concilium_demo::interruption::{Interruption, interruption};
-use concilium_demo::report::Report;
 use concilium_demo::run::{Options, run};
 use concilium_demo::server;
+use serde::Serialize;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -23,10 +24,12 @@ fn main() -> ExitCode {
     };
     let code = match &arguments.command {
         Some(Command::Server { config }) => terminal::exit(runtime.block_on(server::serve(config))),
-        None => match runtime.block_on(demonstrate(&arguments.demonstration)) {
-            Ok(code) => code,
-            Err(failure) => terminal::exit(Err(failure)),
-        },
+        Some(Command::Bench(arguments)) => {
+            runtime.block_on(bench(arguments)).unwrap_or_else(|failure| terminal::exit(Err(failure)))
+        }
+        None => runtime
+            .block_on(demonstrate(&arguments.demonstration))
+            .unwrap_or_else(|failure| terminal::exit(Err(failure))),
     };
     // After a signal a computation may still run on a thread; it holds nothing that must be tidied.
     runtime.shutdown_background();
@@ -37,22 +40,60 @@ async fn demonstrate(arguments: &Demonstration) -> Result<ExitCode, Failure> {
     concilium_rpc::tls::install_crypto_provider();
     terminal::log_to_standard_error();
     let options = options(arguments);
-    let program = std::env::current_exe()
-        .map_err(|error| Failure::new(FailureClass::Local, &error).context("finding this program's file"))?;
-    let program =
-        ServerProgram { path: program, arguments: vec!["server".to_owned()], ends_with_input: true };
+    let program = server_program()?;
     let report = tokio::select! {
         // Looked at first: after a signal to the whole group, the servers' end is no failure.
         biased;
         signal = interruption() => return interrupted(signal),
         report = run(&options, program) => report,
     };
-    let report = report.map_err(|error| advise(error, &options))?;
+    let report = report.map_err(|error| {
+        let input = error.class() == FailureClass::Input;
+        advise(error.into(), input || options.keep.is_some())
+    })?;
     report.print(&mut Output::standard())?;
     if let Some(path) = &arguments.json {
         write_json(path, &report)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn bench(arguments: &BenchArguments) -> Result<ExitCode, Failure> {
+    concilium_rpc::tls::install_crypto_provider();
+    terminal::log_to_standard_error();
+    let options = BenchOptions::new(arguments)?;
+    let program = server_program()?;
+    let measured = async {
+        let mut output = Output::standard();
+        match arguments.tables {
+            None => {
+                let measured = run_bench(&options, program).await.map_err(|error| {
+                    let input = error.class() == FailureClass::Input;
+                    let logs = arguments.transport == Transport::Tls && arguments.keep.is_none();
+                    advise(error.into(), input || !logs)
+                })?;
+                measured.print(&mut output)?;
+                arguments.json.as_ref().map_or(Ok(()), |path| write_json(path, &measured))
+            }
+            Some(set) => {
+                let measured = run_tables(set, &options, &program, |table| output.line(table)).await?;
+                arguments.json.as_ref().map_or(Ok(()), |path| write_json(path, &measured))
+            }
+        }
+    };
+    tokio::select! {
+        // Looked at first: after a signal to the whole group, the servers' end is no failure.
+        biased;
+        signal = interruption() => interrupted(signal),
+        outcome = measured => outcome.map(|()| ExitCode::SUCCESS),
+    }
+}
+
+/// This program, which runs a server too.
+fn server_program() -> Result<ServerProgram, Failure> {
+    let path = std::env::current_exe()
+        .map_err(|error| Failure::new(FailureClass::Local, &error).context("finding this program's file"))?;
+    Ok(ServerProgram { path, arguments: vec!["server".to_owned()], ends_with_input: true })
 }
 
 fn options(arguments: &Demonstration) -> Options {
@@ -87,18 +128,16 @@ fn interrupted(signal: std::io::Result<Interruption>) -> Result<ExitCode, Failur
     }
 }
 
-/// Says where to find out more, when the logs went with the temporary folder.
-fn advise(error: DemoError, options: &Options) -> Failure {
-    let input = error.class() == FailureClass::Input;
-    let failure = Failure::from(error);
-    if input || options.keep.is_some() {
+/// Says where to find out more, unless it is `known`: else the logs went with the temporary folder.
+fn advise(failure: Failure, known: bool) -> Failure {
+    if known {
         return failure;
     }
     let class = failure.class();
     Failure::message(class, format!("{failure} (repeat with --keep DIR to have the servers' logs)"))
 }
 
-fn write_json(path: &Path, report: &Report) -> Result<(), Failure> {
+fn write_json(path: &Path, report: &impl Serialize) -> Result<(), Failure> {
     let failed = |source| DemoError::Write { path: path.to_owned(), source };
     let mut text = serde_json::to_string_pretty(report).map_err(|error| failed(error.into()))?;
     text.push('\n');

@@ -27,7 +27,7 @@ use crate::task::TaskPlan;
 /// Owners that share their models at the same time.
 const OWNERS_AT_ONCE: usize = 4;
 /// How long the servers may take to connect to each other.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const CONNECT_PATIENCE: Duration = Duration::from_secs(60);
 /// Rows that a server evaluates together, unless one request has more.
 const BATCH_ROWS: usize = 256;
 /// Name of every owner's model: an owner has only one.
@@ -111,7 +111,7 @@ async fn serve(
     say(format_args!("three servers run on {}", cluster.addresses().join(", ")));
     cluster.wait_until_ready(CONNECT_PATIENCE).await?;
 
-    share_models(&cluster, data).await?;
+    share_models(&cluster, &data.task, &data.owners).await?;
     let sharing = begin.elapsed();
 
     let client = Connection::open(&cluster.member(Role::Client, "client")?)?;
@@ -143,16 +143,20 @@ async fn serve(
 }
 
 /// Every owner shares its model with a certificate of its own, some at a time.
-async fn share_models(cluster: &Cluster, data: &Data) -> Result<(), DemoError> {
-    let bar = bar("sharing", data.owners.len(), "owners' models");
-    let mut waiting = data.owners.iter();
+pub(crate) async fn share_models(
+    cluster: &Cluster,
+    task: &str,
+    owners: &[Arc<Owner>],
+) -> Result<(), DemoError> {
+    let bar = bar("sharing", owners.len(), "owners' models");
+    let mut waiting = owners.iter();
     let mut running = JoinSet::new();
     loop {
         while running.len() < OWNERS_AT_ONCE
             && let Some(owner) = waiting.next()
         {
             let connection = Connection::open(&cluster.member(Role::Owner, &owner.name)?)?;
-            running.spawn(share_one(connection, data.task.clone(), Arc::clone(owner)));
+            running.spawn(share_one(connection, task.to_owned(), Arc::clone(owner)));
         }
         match running.join_next().await {
             Some(shared) => shared??,

@@ -63,18 +63,35 @@ impl TaskPlan {
         fractional_bits: u32,
         request_rows: usize,
     ) -> Result<Self, TaskError> {
-        let queries = data.inputs.nrows();
-        let row = mechanism.cost(Sensitivity::OF_ONE_VOTE, data.classes)?;
+        let (domain, queries) = (data.domain.clone(), data.inputs.nrows());
+        let noise = (release, mechanism);
+        Self::paying_for(queries, &data.task, data.classes, domain, noise, fractional_bits, request_rows)
+    }
+
+    /// Plans the task `task` with a budget that pays for `queries` rows of this release and noise.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn paying_for(
+        queries: usize,
+        task: &str,
+        classes: usize,
+        domain: InputDomain,
+        (release, mechanism): (Release, Mechanism),
+        fractional_bits: u32,
+        request_rows: usize,
+    ) -> Result<Self, TaskError> {
+        let row = mechanism.cost(Sensitivity::OF_ONE_VOTE, classes)?;
         let cap_total = row.checked_mul(queries as u64).ok_or(TaskError::Budget { queries, row })?;
         let policy = TaskPolicy {
-            task: data.task.clone(),
+            task: task.to_owned(),
             epoch: EPOCH,
             release,
             mechanism,
             threshold: None,
             unit: PrivacyUnit::Record,
             models_per_owner: 1,
-            bins: data.classes,
+            bins: classes,
             cap_total,
             cap_per_client: None,
             cap_per_client_all_tasks: None,
@@ -83,7 +100,7 @@ impl TaskPlan {
             declaration: None,
         };
         policy.validate()?;
-        Ok(TaskPlan { policy, domain: data.domain.clone(), fractional_bits, request_rows })
+        Ok(TaskPlan { policy, domain, fractional_bits, request_rows })
     }
 
     /// The text of the servers' task file.

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 #![allow(clippy::print_stdout, reason = "a reader of a failure needs to see these")]
 
+mod bench;
 mod families;
 mod interruption;
 mod support;
