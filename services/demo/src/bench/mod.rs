@@ -1,8 +1,8 @@
 //! The measuring instrument: times, traffic and memory of one kind of query.
 //!
-//! [`options`] says what is measured and refuses what can't be, [`workload`] makes models and inputs, and one
-//! of two transports measures: [`memory`] runs three parties on threads, [`servers`] three server processes
-//! with owners and clients. [`report`] holds the figures, [`tables`] sets of measurements.
+//! [`options`] says what is measured and refuses what can't be, `workload` makes models and inputs, and one
+//! of two transports measures: `memory` runs three parties on threads, `servers` three server processes
+//! with owners and clients. `report` holds the figures, `tables` sets of measurements.
 
 mod channel;
 mod error;
