@@ -3,7 +3,7 @@
 //! [`run`] is the way of a demonstration: [`data`] brings models and inputs, [`task`] the policy that
 //! pays for the queries, [`cluster`] three server processes. Owners share their models and a client
 //! asks through the ordinary libraries. [`figures`] and [`simulation`] compute in the clear what the
-//! answers are compared with, and [`report`] says it. [`bench`] measures what queries cost.
+//! answers are compared with, and [`report`] says it. [`mod@bench`] measures what queries cost.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a panic is how a test fails"))]
 
