@@ -64,6 +64,15 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     // Before anything is served, so that nobody finds a server ready that computes wrongly.
     concilium_mpc::self_check()?;
+    let products = concilium_ring::self_check();
+    tracing::info!(kernel = products.kernel.name(), "products of matrices");
+    for wrong in &products.rejected {
+        tracing::error!(
+            kernel = wrong.name(),
+            "this processor computes wrong products with these instructions; they are not used, and the machine \
+             should not be trusted with other work either"
+        );
+    }
     install_crypto_provider();
     metrics::start()?;
     let tls = ReloadableTls::open(&config.tls_files())?;
