@@ -11,7 +11,6 @@
 #![allow(clippy::print_stdout, reason = "a benchmark prints what it measured")]
 
 #[path = "../tests/support/mod.rs"]
-#[allow(dead_code, reason = "tests use the rest")]
 mod support;
 
 use std::cell::LazyCell;
