@@ -6,6 +6,8 @@ use concilium_privacy::{
     Delta, Mechanism, NanoRho, Sensitivity,
     convert::{self, Guarantee},
 };
+use opendp::{combinators::ConcentratedMeasure, measures::ZeroConcentratedDivergence};
+use proptest::prelude::*;
 use support::statistics::Pmf;
 
 fn gaussian(sigma: &str) -> Mechanism {
@@ -133,6 +135,25 @@ fn edges_of_the_conversion() {
         let epsilon = convert::epsilon(NanoRho::new(10_u64.pow(exponent)), delta("1e-5")).expect("finite");
         assert!(epsilon > last, "10^{exponent} nano-rho");
         last = epsilon;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    /// The conversion is opendp's: hardly above it, and never below but for its own rounding upwards.
+    #[test]
+    fn epsilons_are_those_of_opendp(digits in 1_u64..1000, power in 0_u32..11, places in 2_u32..13) {
+        let loss = NanoRho::new(digits * 10_u64.pow(power));
+        let small = format!("0.{}1", "0".repeat(places as usize - 1));
+        let profile = ZeroConcentratedDivergence::convert(convert::rho(loss)).expect("a loss");
+        let theirs = profile.epsilon(convert::delta_value(delta(&small))).expect("a delta");
+        let ours = convert::epsilon(loss, delta(&small)).expect("a delta");
+        let off = (ours - theirs) / theirs.max(1e-9);
+        prop_assert!((-1e-7..1e-7).contains(&off), "rho {loss}, delta {small}: {ours} for {theirs}");
+        // A tenth more is another number, unless delta alone covers the loss.
+        let more = convert::epsilon(NanoRho::new(loss.units() + loss.units().div_ceil(10)), delta(&small));
+        prop_assert!(theirs == 0.0 || more.expect("a delta") > theirs * (1.0 + 1e-7));
     }
 }
 

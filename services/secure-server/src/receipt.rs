@@ -1,8 +1,5 @@
 //! Receipts: what clients are told about their answers, under this server's signature.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
-
 use concilium_mpc::release::ReleasedComponents;
 use concilium_privacy::convert::{actual_standard_deviation, delta_value, epsilon};
 use concilium_privacy::{ClientSpending, Ledger, LedgerError, NanoRho, Release, SpendingWindow, TaskPolicy};
@@ -66,7 +63,7 @@ pub(crate) fn split(
                 models_per_owner: task.policy.models_per_owner,
                 noise_standard_deviation: actual_standard_deviation(task.policy.mechanism),
                 delta: delta_value(task.policy.delta),
-                charged_epsilon: task.charged_epsilons.of(charged, || epsilon_of(charged, task)),
+                charged_epsilon: epsilon_of(charged, task),
                 // What the caller has left is known when the receipt is sent.
                 ..v1::Receipt::default()
             };
@@ -117,49 +114,10 @@ fn caller_budgets(
     Ok(budgets.collect())
 }
 
-/// The epsilons of what requests were charged. There are few different charges, one for each number of
-/// rows, and converting one takes milliseconds, in which all requests of a batch would wait.
-#[derive(Default)]
-pub struct ChargedEpsilons(Mutex<HashMap<NanoRho, f64>>);
-
-impl ChargedEpsilons {
-    /// Most charges that are remembered; more than that would be a task of very many prices.
-    const MOST: usize = 4096;
-
-    fn of(&self, charged: NanoRho, convert: impl FnOnce() -> f64) -> f64 {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= Self::MOST {
-            known.clear();
-        }
-        *known.entry(charged).or_insert_with(convert)
-    }
-}
-
 /// Epsilon of a spending at the task's delta, for reading; infinite where there is none.
 fn epsilon_of(spent: NanoRho, task: &Task) -> f64 {
     if spent == NanoRho::ZERO {
         return 0.0;
     }
     epsilon(spent, task.policy.delta).unwrap_or(f64::INFINITY)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_charge_is_converted_once() {
-        let (known, converted) = (ChargedEpsilons::default(), std::cell::Cell::new(0));
-        let of = |units: u64| {
-            known.of(NanoRho::new(units), || {
-                converted.set(converted.get() + 1);
-                units as f64 * 2.0
-            })
-        };
-        assert_eq!((of(3), of(4), of(3), converted.get()), (6.0, 8.0, 6.0, 2));
-        for units in 0..=ChargedEpsilons::MOST as u64 {
-            assert_eq!(of(units), units as f64 * 2.0);
-        }
-        assert!(known.0.lock().expect("no one panicked").len() <= ChargedEpsilons::MOST);
-    }
 }

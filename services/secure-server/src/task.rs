@@ -16,7 +16,6 @@ use concilium_rpc::v1;
 
 use crate::config::{ConfigError, Origin, Problem, TaskFile, TaskSection};
 use crate::randomness::Randomness;
-use crate::receipt::ChargedEpsilons;
 
 /// What the computation gives is what the noise is drawn for.
 const _: () = assert!(concilium_mpc::probability::FRACTION_BITS == concilium_privacy::PROBABILITY_BITS);
@@ -41,8 +40,6 @@ pub struct Task {
     pub keys: BTreeMap<String, String>,
     /// Digest of `keys`.
     pub digest: [u8; 32],
-    /// Epsilons of charges that receipts name.
-    pub charged_epsilons: ChargedEpsilons,
 }
 
 impl Task {
@@ -83,7 +80,6 @@ impl Task {
             threshold_noise,
             digest: digest(&keys),
             keys,
-            charged_epsilons: ChargedEpsilons::default(),
         })
     }
 
