@@ -8,8 +8,8 @@ use ndarray::{Array1, Array3, Ix1};
 
 use super::{
     node::Node,
-    value::{Failure, Value, list, mismatch, unsupported},
-    windows::{activation, image, pair, result_shape},
+    value::{Failure, Value, mismatch, unsupported},
+    windows::{Kernel, activation, image, kernel, pair, result_shape},
 };
 use crate::{
     erase::Erasing,
@@ -20,27 +20,10 @@ use crate::{
 /// `ConvTranspose`.
 pub(super) fn transposed_convolution(node: &mut Node<'_>) -> Result<Value, Failure> {
     let activation = activation(node)?;
-    let weights = match node.input(1)? {
-        Value::Float(weights) => weights,
-        _ => return unsupported("the kernel must be constant"),
-    };
+    let Kernel { weights, groups, size: kernel } =
+        kernel(node, &activation, |shape, channels, _| shape[0] == channels)?;
     let (channels, size) = image(&activation)?;
     let axes = activation.shape.len() - 1;
-    let groups = usize::try_from(node.integer_attribute("group", 1)).unwrap_or(0);
-    let fits = weights.ndim() == axes + 2
-        && !weights.is_empty()
-        && groups > 0
-        && channels.is_multiple_of(groups)
-        && weights.shape()[0] == channels;
-    if !fits {
-        let expected = format!("a kernel for {channels} channels in {groups} groups, {axes} dimensions");
-        return mismatch(node.name, expected, format!("shape {:?}", weights.shape()));
-    }
-    let kernel = match weights.shape()[2..] {
-        [width] => [1, width],
-        [height, width] => [height, width],
-        _ => return mismatch(node.name, "a kernel of one or two dimensions", list(weights.shape())),
-    };
     let (strides, dilations) = (pair(node, "strides", axes)?, pair(node, "dilations", axes)?);
     let numbers = [strides, dilations, kernel].concat();
     if numbers.iter().any(|&number| !(1..=MAXIMUM_SIZE).contains(&number)) {

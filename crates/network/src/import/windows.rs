@@ -1,6 +1,8 @@
 //! Convolution and pooling.
 
-use ndarray::{Array1, Array3, Ix1};
+use std::rc::Rc;
+
+use ndarray::{Array1, Array3, Ix1, IxDyn};
 
 use super::{
     activation::Activation,
@@ -129,32 +131,52 @@ pub(super) fn activation(node: &Node<'_>) -> Result<Activation, Failure> {
     }
 }
 
-/// `Conv`.
-pub(super) fn convolution(node: &mut Node<'_>) -> Result<Value, Failure> {
-    let activation = activation(node)?;
+/// The constant kernel of a node, `[_, _, width]` or `[_, _, height, width]`.
+pub(super) struct Kernel {
+    pub(super) weights: Rc<Erasing<IxDyn>>,
+    pub(super) groups: usize,
+    /// Height and width.
+    pub(super) size: [usize; 2],
+}
+
+/// The kernel of a node on `activation`. `fits(shape, channels, groups)` says whether its first two
+/// dimensions fit; there is at least one group, and the channels divide into them.
+pub(super) fn kernel(
+    node: &Node<'_>,
+    activation: &Activation,
+    fits: impl FnOnce(&[usize], usize, usize) -> bool,
+) -> Result<Kernel, Failure> {
     let weights = match node.input(1)? {
         Value::Float(weights) => weights,
         _ => return unsupported("the kernel must be constant"),
     };
-    let (channels, _) = image(&activation)?;
+    let (channels, _) = image(activation)?;
     let groups = usize::try_from(node.integer_attribute("group", 1)).unwrap_or(0);
     let axes = activation.shape.len() - 1;
     let fits = weights.ndim() == axes + 2
         && !weights.is_empty()
         && groups > 0
         && channels.is_multiple_of(groups)
-        && weights.shape()[0].is_multiple_of(groups)
-        && weights.shape()[1] == channels / groups;
+        && fits(weights.shape(), channels, groups);
     if !fits {
         let expected = format!("a kernel for {channels} channels in {groups} groups, {axes} dimensions");
         return mismatch(node.name, expected, format!("shape {:?}", weights.shape()));
     }
-    let kernel = match weights.shape()[2..] {
+    let size = match weights.shape()[2..] {
         [width] => [1, width],
         [height, width] => [height, width],
         _ => return mismatch(node.name, "a kernel of one or two dimensions", list(weights.shape())),
     };
-    let (mut convolution, _) = windows(node, &activation, kernel)?;
+    Ok(Kernel { weights, groups, size })
+}
+
+/// `Conv`.
+pub(super) fn convolution(node: &mut Node<'_>) -> Result<Value, Failure> {
+    let activation = activation(node)?;
+    let Kernel { weights, groups, size } = kernel(node, &activation, |shape, channels, groups| {
+        shape[0].is_multiple_of(groups) && shape[1] == channels / groups
+    })?;
+    let (mut convolution, _) = windows(node, &activation, size)?;
     let outputs = weights.shape()[0];
     convolution.channels[1] = outputs;
     convolution.groups = groups;
