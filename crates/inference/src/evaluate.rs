@@ -44,7 +44,7 @@ pub fn histogram<C: Channel>(
     let dealer = dealer_of(deepest(ensemble));
     party.enter(Stage::Votes);
     let winners = votes::one_hot_argmax(party, dealer, &logits, ensemble.final_width())?;
-    sum_bits(party, dealer.next(), &winners, ensemble.len(), queries)
+    sum_bits(party, dealer, &winners, ensemble.len(), queries)
 }
 
 /// The sum of the models' probabilities for every query: element (q, c) is the sum over all models of
@@ -380,8 +380,8 @@ fn compare_batch<C: Channel>(
         });
     }
     let values = join(&compared);
-    // The comparison is dealt by whoever dealt the rescaling, so that its first message shares the
-    // rescaling's round; the selection, which costs its dealer most, by the next server.
+    // All is dealt by whoever dealt the rescaling, in its round: the dealer knows its components of each
+    // result without having received anything.
     let dealer = dealer_of(level);
     party.enter(Stage::Comparison(layer_number(level)));
     let negative = comparison::sign(party, dealer, &values, window)?;
@@ -399,7 +399,7 @@ fn compare_batch<C: Channel>(
         join(&batch.iter().zip(&compared).map(answer).collect::<Vec<_>>())
     });
     let choices = answers.as_ref().unwrap_or(&values);
-    let selected = selection::select_unless(party, dealer.next(), &negative, choices)?;
+    let selected = selection::select_unless(party, dealer, &negative, choices)?;
     let sizes: Vec<usize> = compared.iter().map(Value::columns).collect();
     let results = Value::split(Rc::new(selected), &sizes);
     let finished = results.into_iter().zip(batch).map(|(result, &(owner, step))| {

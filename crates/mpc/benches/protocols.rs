@@ -10,7 +10,7 @@ use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use common::{Random, matrix};
-use concilium_mpc::boolean::and;
+use concilium_mpc::boolean::{self, Polynomial};
 use concilium_mpc::comparison::sign;
 use concilium_mpc::conversion::sum_bits;
 use concilium_mpc::linear::rescale;
@@ -62,16 +62,17 @@ fn randomness(criterion: &mut Criterion) {
 
 fn boolean(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("AND");
-    for bits in [64_000, 6_400_000] {
+    for (bits, factors) in [(64_000, 2), (64_000, 4), (6_400_000, 2), (6_400_000, 4)] {
         let mut random = Random(9);
-        let plain: Vec<bool> = (0..bits).map(|_| random.word() & 1 == 1).collect();
-        let (x, y) = (share_bits(5, &plain), share_bits(6, &plain));
+        let plain: Vec<bool> = (0..factors * bits).map(|_| random.word() & 1 == 1).collect();
+        let x = share_bits(5, &plain).map(|part| part.into_planes(factors, bits));
+        let product = [Polynomial::product((0..factors).collect())];
         group.throughput(Throughput::Elements(bits as u64));
-        group.bench_function(format!("{bits} bits"), |bencher| {
+        group.bench_function(format!("{bits} of {factors} bits"), |bencher| {
             bencher.iter_custom(|repeats| {
                 time(repeats, |party| {
-                    let place = party.index().number();
-                    black_box(and(party, &x[place], &y[place]).expect("local"));
+                    let mine = &x[party.index().number()];
+                    black_box(boolean::evaluate(party, DEALER, mine, &product).expect("local"));
                 })
             });
         });

@@ -1,75 +1,275 @@
-//! AND of boolean shares.
+//! Polynomials of shared bits: exclusive ors of ANDs of any number of planes, in one exchange.
+//!
+//! # Protocol
+//! The dealer h knows c = x_h + x_{h+1} of every bit x, both evaluators know d = x_{h+2}; x = c + d. A
+//! product of bits over a set M is the sum, over the subsets T of M, of the product of d over T times
+//! the product of c over the rest. So a polynomial is a sum over sets T of a coefficient, which depends
+//! on c alone, times the product of d over T.
+//! 1. The dealer sends the coefficients to the first evaluator, masked by a stream that the second
+//!    evaluator knows. A coefficient that is 1 whatever c is (T = M) is not sent; that of the empty set
+//!    stands for all that the dealer knows by itself.
+//! 2. Each evaluator multiplies the coefficients, the one the masked ones, the other the masks, by its
+//!    products of d and adds up; the first adds the products of whole sets. They exchange their sums
+//!    under masks that the dealer knows: a replicated sharing.
+//!
+//! The dealer receives nothing, and knows its components of the result at once: it can deal what is
+//! computed from the result in the same round, and so on. A chain of polynomials, comparisons and
+//! selections of one dealer takes one round for all that is dealt and one for each exchange.
+//!
+//! # Cost
+//! Two rounds, of which the first can coincide with any earlier one in which the dealer sends. For an AND
+//! of n bits 2^n - 1 bits from the dealer, and one bit from each evaluator. ANDs of two bits in a tree
+//! (Araki et al., CCS 2016) send one bit from every server for each and take ceil(log2 n) rounds, in
+//! which the dealer waits like everybody.
+//!
+//! # Security
+//! Semi-honest, one corruption, perfect: every message is masked by a stream that its receiver does not
+//! know. No failure.
+//!
+//! # Source
+//! Products of many factors in one round from masked products of masks: Ohata and Nuida (FC 2020). That one
+//! summand is known to one server and the other to two takes the place of their preprocessing.
+
+use std::collections::BTreeMap;
 
 use crate::bits;
 use crate::channel::{Channel, Neighbour, Protocol, Step};
-use crate::party::{MpcError, Party, PartyIndex};
-use crate::shares::{BitShares, words_of};
+use crate::party::{MpcError, Party, PartyIndex, Seat};
+use crate::shares::{BitShares, wipe_slice, words_of};
 use crate::vectorised::vectorised;
 
-/// The messages of [`and`]: every server sends to its previous neighbour.
-pub(crate) const AND_MESSAGES: [(usize, usize); 3] = [(0, 2), (1, 0), (2, 1)];
+pub(crate) const COEFFICIENT_MESSAGES: [(usize, usize); 1] = [(0, 1)];
+pub(crate) const EXCHANGE_MESSAGES: [(usize, usize); 2] = [(1, 2), (2, 1)];
 
-/// AND of two equally shaped bit matrices, place by place.
-///
-/// Server i computes `x_i y_i + x_i y_{i+1} + x_{i+1} y_i` plus its term of a fresh sharing of
-/// zero, and sends it to server i - 1; that is component i of the result.
-///
-/// One round; one bit from every server for each AND. Semi-honest, one corruption, perfect: the
-/// term of zero makes every message uniform. Source: Araki et al., CCS 2016, section 3.
+/// Words of a plane that are computed with at a time, so that they stay near the processor.
+const PIECE: usize = 128;
+
+/// An exclusive or of products of planes. A product is a list of planes without repetition.
+pub struct Polynomial {
+    products: Vec<Vec<usize>>,
+    /// For each set T, the products of c whose sum is its coefficient. The empty set comes first.
+    coefficients: BTreeMap<Vec<usize>, Vec<Vec<usize>>>,
+}
+
+impl Polynomial {
+    /// The exclusive or of these products, each a list of planes.
+    ///
+    /// A product of n planes has 2^n - 1 coefficients.
+    pub fn sum(mut products: Vec<Vec<usize>>) -> Self {
+        // One set, one name.
+        products.iter_mut().for_each(|product| product.sort_unstable());
+        let mut coefficients: BTreeMap<Vec<usize>, Vec<Vec<usize>>> = BTreeMap::new();
+        for product in &products {
+            debug_assert!(!product.is_empty(), "a constant is no product of shared bits");
+            for chosen in 0..(1u32 << product.len()) - 1 {
+                let (set, rest) = (0..product.len()).partition::<Vec<_>, _>(|&place| chosen >> place & 1 == 1);
+                let planes = |places: Vec<usize>| places.into_iter().map(|place| product[place]).collect();
+                coefficients.entry(planes(set)).or_default().push(planes(rest));
+            }
+        }
+        Polynomial { products, coefficients }
+    }
+
+    /// The AND of these planes.
+    pub fn product(planes: Vec<usize>) -> Self {
+        Self::sum(vec![planes])
+    }
+
+    /// Bits that the dealer sends for one value.
+    pub fn dealt_bits(&self) -> usize {
+        self.coefficients.len()
+    }
+}
+
+/// Plane p of the result is the value of `polynomials[p]` at the planes of `x`. See the module for the
+/// protocol.
 ///
 /// # Errors
 /// [`MpcError`] when a message is lost or has the wrong length.
 ///
 /// # Panics
-/// If the shapes differ.
-pub fn and<C: Channel>(party: &mut Party<C>, x: &BitShares, y: &BitShares) -> Result<BitShares, MpcError> {
-    let (planes, count) = (x.planes(), x.bits());
-    assert_eq!((y.planes(), y.bits()), (planes, count), "operands of AND have different shapes");
-    let step = party.begin(Protocol::And, PartyIndex::ALL[0], &AND_MESSAGES);
-    let mut own = party.zero_bits(step, 0, x.own().len());
-    add_products(&mut own, [x.own(), x.next(), y.own(), y.next()]);
-    exchange(party, step, own, planes, count)
-}
-
-/// As [`and`], of planes of one matrix: plane p of the result is the AND of the two planes `pairs[p]`.
-pub(crate) fn and_planes<C: Channel>(
+/// If a polynomial names a plane that `x` does not have.
+pub fn evaluate<C: Channel>(
     party: &mut Party<C>,
+    dealer: PartyIndex,
     x: &BitShares,
-    pairs: &[(usize, usize)],
+    polynomials: &[Polynomial],
 ) -> Result<BitShares, MpcError> {
-    let (count, words) = (x.bits(), words_of(x.bits()));
-    let step = party.begin(Protocol::And, PartyIndex::ALL[0], &AND_MESSAGES);
-    let mut own = party.zero_bits(step, 0, pairs.len() * words);
-    for (products, &(left, right)) in own.chunks_exact_mut(words.max(1)).zip(pairs) {
-        let [left, right] = [x.range(left), x.range(right)];
-        let operands = [&x.own()[left.clone()], &x.next()[left], &x.own()[right.clone()], &x.next()[right]];
-        add_products(products, operands);
+    let (count, words, results) = (x.bits(), words_of(x.bits()), polynomials.len());
+    let dealt = party.begin(Protocol::PolynomialCoefficients, dealer, &COEFFICIENT_MESSAGES);
+    let exchange = party.begin(Protocol::PolynomialExchange, dealer, &EXCHANGE_MESSAGES);
+    let coefficients = polynomials.iter().map(Polynomial::dealt_bits).sum();
+    match party.seat(dealer) {
+        Seat::Dealer => {
+            let mut message = party.prss.own.words(dealt, 0, coefficients * words);
+            let mut known = x.own().to_vec();
+            known.iter_mut().zip(x.next()).for_each(|(own, next)| *own ^= next);
+            add_coefficients(&mut message, &known, words, polynomials);
+            wipe_slice(&mut known);
+            party.send(Neighbour::Next, dealt, &bits::pack(&message, coefficients, count))?;
+            let own = party.prss.own.words(exchange, 0, results * words);
+            let next = party.prss.next.words(exchange, 0, results * words);
+            Ok(BitShares::new(results, count, own, next))
+        }
+        Seat::FirstEvaluator => {
+            let packed = bits::packed_words(coefficients, count);
+            let masked = bits::unpack(party.receive(Neighbour::Previous, dealt, packed)?, coefficients, count);
+            let own = party.prss.own.words(exchange, 0, results * words);
+            let mut mine = own.clone();
+            add_values(&mut mine, &masked, x.next(), words, polynomials, true);
+            let next = exchange_words(party, Neighbour::Next, exchange, mine, results, count)?;
+            Ok(BitShares::new(results, count, own, next))
+        }
+        Seat::SecondEvaluator => {
+            let masks = party.prss.next.words(dealt, 0, coefficients * words);
+            let next = party.prss.next.words(exchange, 0, results * words);
+            let mut mine = next.clone();
+            add_values(&mut mine, &masks, x.own(), words, polynomials, false);
+            let own = exchange_words(party, Neighbour::Previous, exchange, mine, results, count)?;
+            Ok(BitShares::new(results, count, own, next))
+        }
     }
-    exchange(party, step, own, pairs.len(), count)
 }
 
-/// Sends this server's terms, which are its component of the products, and receives the other one.
-fn exchange<C: Channel>(
+/// Sends `mine` to the other evaluator and returns the exclusive or of both messages, which is
+/// component h + 2 of the result.
+pub(crate) fn exchange_words<C: Channel>(
     party: &mut Party<C>,
+    other: Neighbour,
     step: Step,
-    own: Vec<u64>,
+    mut mine: Vec<u64>,
     planes: usize,
     count: usize,
-) -> Result<BitShares, MpcError> {
-    let packed = bits::pack(&own, planes, count);
-    party.send(Neighbour::Previous, step, &packed)?;
-    let received = party.receive(Neighbour::Next, step, packed.len())?;
+) -> Result<Vec<u64>, MpcError> {
+    let packed = bits::pack(&mine, planes, count);
+    party.send(other, step, &packed)?;
+    let theirs = party.receive(other, step, packed.len())?;
     drop(packed);
-    Ok(BitShares::new(planes, count, own, bits::unpack(received, planes, count)))
+    let theirs = bits::unpack(theirs, planes, count);
+    mine.iter_mut().zip(theirs).for_each(|(word, their)| *word ^= their);
+    Ok(mine)
+}
+
+/// Exclusive-ors the coefficients of all polynomials into `message`, a plane each, for the dealer's c.
+fn add_coefficients(message: &mut [u64], c: &[u64], words: usize, polynomials: &[Polynomial]) {
+    for start in (0..words).step_by(PIECE) {
+        let piece = start..words.min(start + PIECE);
+        let mut sums = message.chunks_exact_mut(words);
+        for products in polynomials.iter().flat_map(|polynomial| polynomial.coefficients.values()) {
+            let sum = sums.next().expect("the message has a plane for each coefficient");
+            for product in products {
+                add_product(&mut sum[piece.clone()], None, product, c, words, start);
+            }
+        }
+    }
+}
+
+/// Exclusive-ors one evaluator's terms of all polynomials into `found`: the coefficients in `table`, masked
+/// ones or masks, times the products of d, and with `whole` the products of whole sets.
+fn add_values(
+    found: &mut [u64],
+    table: &[u64],
+    d: &[u64],
+    words: usize,
+    polynomials: &[Polynomial],
+    whole: bool,
+) {
+    for start in (0..words).step_by(PIECE) {
+        let piece = start..words.min(start + PIECE);
+        let mut coefficients = table.chunks_exact(words);
+        for (value, polynomial) in found.chunks_exact_mut(words).zip(polynomials) {
+            let value = &mut value[piece.clone()];
+            for set in polynomial.coefficients.keys() {
+                let coefficient = coefficients.next().expect("the table has a plane for each coefficient");
+                add_product(value, Some(&coefficient[piece.clone()]), set, d, words, start);
+            }
+            for product in polynomial.products.iter().filter(|_| whole) {
+                add_product(value, None, product, d, words, start);
+            }
+        }
+    }
+}
+
+/// Exclusive-ors `factor` (or one) times the product of some planes into `sum`, for the words from `start`.
+fn add_product(
+    sum: &mut [u64],
+    factor: Option<&[u64]>,
+    planes: &[usize],
+    all: &[u64],
+    words: usize,
+    start: usize,
+) {
+    let mut product = [u64::MAX; PIECE];
+    let product = &mut product[..sum.len()];
+    if let Some(factor) = factor {
+        product.copy_from_slice(factor);
+    }
+    for plane in planes {
+        and_into(product, &all[plane * words + start..][..sum.len()]);
+    }
+    xor_into(sum, product);
 }
 
 vectorised! {
-    /// Exclusive-ors this server's terms of the products of x and y, of which it holds the components x_0,
-    /// x_1, y_0, y_1.
-    fn add_products(terms: &mut [u64], components: [&[u64]; 4]) {
-        let [x0, x1, y0, y1] = components.map(|component| &component[..terms.len()]);
-        for (i, term) in terms.iter_mut().enumerate() {
-            *term ^= (x0[i] & (y0[i] ^ y1[i])) ^ (x1[i] & y0[i]);
+    fn and_into(product: &mut [u64], factor: &[u64]) {
+        product.iter_mut().zip(factor).for_each(|(product, factor)| *product &= factor);
+    }
+
+    fn xor_into(sum: &mut [u64], summand: &[u64]) {
+        sum.iter_mut().zip(summand).for_each(|(sum, summand)| *sum ^= summand);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::local::{reconstruct_bits, run, share_bits};
+
+    /// Some products of up to five of six planes.
+    fn products() -> impl Strategy<Value = Vec<Vec<usize>>> {
+        let product = proptest::sample::subsequence((0..6usize).collect::<Vec<_>>(), 1..=5);
+        prop::collection::vec(product, 1..4)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn polynomials_have_their_values(
+            seed: u64,
+            polynomials in prop::collection::vec(products(), 1..5),
+            values in prop::collection::vec(any::<[bool; 6]>(), 1..300),
+            dealer in 0usize..3,
+        ) {
+            let count = values.len();
+            let planes: Vec<bool> = (0..6).flat_map(|plane| values.iter().map(move |value| value[plane])).collect();
+            let parts = share_bits(seed, &planes);
+            let mut parts = parts.map(|part| Some(part.into_planes(6, count)));
+            let parts = std::array::from_fn::<_, 3, _>(|i| std::sync::Mutex::new(parts[i].take()));
+            let results = run(seed, |party| {
+                let x = parts[party.index().number()].lock().unwrap().take().unwrap();
+                let polynomials: Vec<_> = polynomials.iter().cloned().map(Polynomial::sum).collect();
+                evaluate(party, PartyIndex::in_turn(dealer), &x, &polynomials).expect("local")
+            });
+            for (found, products) in reconstruct_bits(&results).iter().zip(&polynomials) {
+                for (found, value) in found.iter().zip(&values) {
+                    let product = |planes: &Vec<usize>| planes.iter().all(|&plane| value[plane]);
+                    let expected = products.iter().filter(|planes| product(planes)).count() % 2 == 1;
+                    prop_assert_eq!(*found, expected);
+                }
+            }
         }
+    }
+
+    #[test]
+    fn an_and_of_n_bits_takes_one_coefficient_for_each_set_but_the_whole() {
+        for bits in 1..6 {
+            assert_eq!(Polynomial::product((0..bits).collect()).dealt_bits(), (1 << bits) - 1);
+        }
+        // The same set in two products has one coefficient.
+        let carry = Polynomial::sum(vec![vec![0], vec![1, 2], vec![1, 3, 4]]);
+        assert_eq!(carry.dealt_bits(), 1 + 2 + 5);
     }
 }

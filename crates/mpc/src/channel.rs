@@ -39,8 +39,8 @@ pub enum Protocol {
     ComparisonTables = 2,
     /// The evaluators' exchange of what they looked up, [`crate::comparison`].
     ComparisonExchange = 3,
-    /// AND of boolean shares, [`crate::boolean`].
-    And = 4,
+    /// The dealer's masked coefficients of polynomials of bits, [`crate::boolean`].
+    PolynomialCoefficients = 4,
     /// The dealer's masked tables of bit times value, [`crate::selection`].
     SelectionTables = 5,
     /// The evaluators' exchange of bit times value, [`crate::selection`].
@@ -63,15 +63,17 @@ pub enum Protocol {
     ExactTruncation = 14,
     /// Opening of whether sums that must be zero are, [`crate::zero_test`].
     ZeroTest = 15,
+    /// The evaluators' exchange of the values of polynomials of bits, [`crate::boolean`].
+    PolynomialExchange = 16,
 }
 
 impl Protocol {
     /// All protocols, in the order of their numbers.
-    pub const ALL: [Protocol; 15] = [
+    pub const ALL: [Protocol; 16] = [
         Protocol::LinearTruncation,
         Protocol::ComparisonTables,
         Protocol::ComparisonExchange,
-        Protocol::And,
+        Protocol::PolynomialCoefficients,
         Protocol::SelectionTables,
         Protocol::SelectionExchange,
         Protocol::BitConversion,
@@ -83,6 +85,7 @@ impl Protocol {
         Protocol::Product,
         Protocol::ExactTruncation,
         Protocol::ZeroTest,
+        Protocol::PolynomialExchange,
     ];
 
     /// The number that stands for the protocol in a message.
@@ -102,7 +105,7 @@ impl fmt::Display for Protocol {
             Protocol::LinearTruncation => "linear-truncation",
             Protocol::ComparisonTables => "comparison-tables",
             Protocol::ComparisonExchange => "comparison-exchange",
-            Protocol::And => "and",
+            Protocol::PolynomialCoefficients => "polynomial-coefficients",
             Protocol::SelectionTables => "selection-tables",
             Protocol::SelectionExchange => "selection-exchange",
             Protocol::BitConversion => "bit-conversion",
@@ -114,6 +117,7 @@ impl fmt::Display for Protocol {
             Protocol::Product => "product",
             Protocol::ExactTruncation => "exact-truncation",
             Protocol::ZeroTest => "zero-test",
+            Protocol::PolynomialExchange => "polynomial-exchange",
         })
     }
 }

@@ -16,15 +16,18 @@
 //!    sharing of each block's (generate, propagate); the first evaluator adds v's top bit to the
 //!    topmost generate. They exchange their parts under masks that the dealer knows: a replicated
 //!    sharing.
-//! 3. A tree joins neighbouring blocks: generate = G_high + P_high G_low, propagate =
-//!    P_high P_low, one AND round a level. The lowest block's propagate is never needed.
+//! 3. Up to six blocks are joined at once, by [polynomials](crate::boolean) that the same server
+//!    deals: the carry out of four is G_3 + P_3 G_2 + P_3 P_2 G_1 + P_3 P_2 P_1 G_0. More blocks are
+//!    joined in groups of four first; a group passes a carry on when all its blocks do. The lowest
+//!    block's propagate is never needed.
 //!
 //! # Cost, k = 32
-//! 113 bits from the dealer to the first evaluator, 15 bits between the evaluators in each
-//! direction, 11 AND bits from every server; 2 + 3 rounds, of which the first can coincide with
-//! the [rescaling](crate::linear::rescale) before it, when the same server deals both.
-//! In all 176 bits and five rounds. A bitwise carry tree takes 259 bits and seven rounds; blocks of
-//! three 162 bits and six rounds, blocks of five 241 bits and five rounds.
+//! 169 bits from the dealer to the first evaluator, 19 bits between the evaluators in each direction;
+//! four rounds, three for k up to 25, of which the first, the dealer's, can coincide with the
+//! [rescaling](crate::linear::rescale) before it, when the same server deals both. In all 207 bits.
+//! A bitwise carry tree takes 259 bits and seven rounds; joining blocks two by two with ANDs of
+//! replicated shares 176 bits and five rounds, in which the dealer waits, so that it cannot deal the
+//! [selection](crate::selection) after it in the same round: a ReLU takes six rounds then, four here.
 //!
 //! # Security
 //! Semi-honest, one corruption, perfect: the first evaluator sees masked tables, each evaluator the
@@ -38,7 +41,7 @@
 use concilium_ring::Element;
 
 use crate::bits::{self, LANES, Lanes, load, slice, xor_into};
-use crate::boolean::and_planes;
+use crate::boolean::{self, Polynomial, exchange_words};
 use crate::channel::{Channel, Neighbour, Protocol};
 use crate::party::{MpcError, Party, PartyIndex, Seat};
 use crate::shares::{BitShares, Shares, words_of};
@@ -46,6 +49,10 @@ use crate::vectorised::vectorised;
 
 /// Bits that one table covers.
 const BLOCK: usize = 4;
+/// Most blocks of which all are joined at once: for one more the dealer's coefficients would double.
+const MOST_JOINED: usize = 6;
+/// Most blocks of a group, where there are more: few coefficients, and groups that are joined at once.
+const GROUP: usize = 4;
 pub(crate) const TABLE_MESSAGES: [(usize, usize); 1] = [(0, 1)];
 pub(crate) const EXCHANGE_MESSAGES: [(usize, usize); 2] = [(1, 2), (2, 1)];
 
@@ -107,7 +114,7 @@ pub fn sign<E: Element, C: Channel>(
     assert!(WINDOW_BITS.contains(&window) && window <= E::BITS, "the window does not fit the ring");
     let layout = Layout::new(window);
     let leaves = block_carries(party, dealer, x, window, &layout)?;
-    join_blocks(party, leaves, layout.blocks())
+    join_blocks(party, dealer, leaves, layout.blocks())
 }
 
 /// Steps 1 and 2: generate of every block, lowest first, then propagate of all but the lowest.
@@ -153,25 +160,6 @@ fn block_carries<E: Element, C: Channel>(
             Ok(BitShares::new(looked_up, count, own, next))
         }
     }
-}
-
-/// Sends `mine` to the other evaluator and returns the exclusive or of both messages, which is
-/// component h + 2 of the result.
-fn exchange_words<C: Channel>(
-    party: &mut Party<C>,
-    other: Neighbour,
-    step: crate::channel::Step,
-    mut mine: Vec<u64>,
-    planes: usize,
-    count: usize,
-) -> Result<Vec<u64>, MpcError> {
-    let packed = bits::pack(&mine, planes, count);
-    party.send(other, step, &packed)?;
-    let theirs = party.receive(other, step, packed.len())?;
-    drop(packed);
-    let theirs = bits::unpack(theirs, planes, count);
-    mine.iter_mut().zip(theirs).for_each(|(word, their)| *word ^= their);
-    Ok(mine)
 }
 
 #[inline(always)]
@@ -310,36 +298,37 @@ vectorised! {
 /// Step 3: the carry out of all blocks, which for the topmost block is the sign.
 fn join_blocks<C: Channel>(
     party: &mut Party<C>,
+    dealer: PartyIndex,
     mut leaves: BitShares,
     blocks: usize,
 ) -> Result<BitShares, MpcError> {
-    // The planes of the blocks' generates, and of the propagates of all but the first. A joined block's
-    // stand in the place of its higher part's.
-    let mut generate: Vec<usize> = (0..blocks).collect();
-    let mut propagate: Vec<usize> = (blocks..2 * blocks - 1).collect();
-    while generate.len() > 1 {
-        let pairs = generate.len() / 2;
-        // Pair q joins low block 2q and high block 2q + 1, whose propagate is number 2q.
-        let carries = (0..pairs).map(|q| (propagate[2 * q], generate[2 * q]));
-        let passes = (1..pairs).map(|q| (propagate[2 * q], propagate[2 * q - 1]));
-        let products = and_planes(party, &leaves, &carries.chain(passes).collect::<Vec<_>>())?;
-        (0..pairs).for_each(|q| leaves.xor_plane(generate[2 * q + 1], &products, q));
-        (1..pairs).for_each(|q| leaves.replace_plane(propagate[2 * q], &products, pairs + q - 1));
-        let odd = generate.len() % 2 == 1;
-        let joined = |q: usize| generate[(2 * q + 1).min(generate.len() - 1)];
-        let passing = (1..pairs).map(|q| propagate[2 * q]).chain(odd.then(|| propagate[2 * pairs - 1]));
-        (generate, propagate) = ((0..pairs + usize::from(odd)).map(joined).collect(), passing.collect());
+    for polynomials in joins(blocks) {
+        leaves = boolean::evaluate(party, dealer, &leaves, &polynomials)?;
     }
-    Ok(leaves.select(generate))
+    Ok(leaves)
 }
 
-/// AND rounds of [`join_blocks`] and the AND bits of every server for one comparison.
-pub(crate) fn tree_cost(blocks: usize) -> (u32, Vec<usize>) {
-    let mut planes = Vec::new();
+/// The polynomials that join `blocks` blocks, level by level. Planes are the generates of all blocks, lowest
+/// first, then the propagates of all but the lowest, before and after each level.
+pub(crate) fn joins(blocks: usize) -> Vec<Vec<Polynomial>> {
+    let mut levels = Vec::new();
     let mut count = blocks;
     while count > 1 {
-        planes.push(2 * (count / 2) - 1);
-        count = count.div_ceil(2);
+        let generate = |block: usize| block;
+        let propagate = |block: usize| count + block - 1;
+        let groups = if count <= MOST_JOINED { 1 } else { count.div_ceil(GROUP) };
+        let ranges: Vec<_> =
+            (0..groups).map(|group| group * count / groups..(group + 1) * count / groups).collect();
+        // A group's carry is the generate of one block that all blocks above it pass on.
+        let carries = ranges.iter().map(|blocks| {
+            let passed_on = |from: usize| (from + 1..blocks.end).map(propagate);
+            let carry = |from: usize| std::iter::once(generate(from)).chain(passed_on(from)).collect();
+            Polynomial::sum(blocks.clone().map(carry).collect())
+        });
+        let passes =
+            ranges[1..].iter().map(|blocks| Polynomial::product(blocks.clone().map(propagate).collect()));
+        levels.push(carries.chain(passes).collect());
+        count = groups;
     }
-    (planes.len() as u32, planes)
+    levels
 }

@@ -100,8 +100,8 @@ impl<E: Element> Counts<E> {
     /// comparisons is the narrowest that holds the difference of any two counts.
     ///
     /// # Cost
-    /// Rounds and bytes of the one-hot argmax in that window, and two rounds and five elements for
-    /// each count for the [selection](selection::select_unless). A tournament would compare
+    /// Rounds and bytes of the one-hot argmax in that window, and one round and five elements for
+    /// each count for the [selection](selection::select_unless), which the same server deals. A tournament would compare
     /// `classes - 1` pairs instead of all, in `ceil(log2(classes))` times the rounds.
     ///
     /// # Errors
@@ -119,7 +119,7 @@ impl<E: Element> Counts<E> {
         losers.flip_planes(party.index(), 0..classes);
         let selected = selection::select_unless(
             party,
-            dealer.next(),
+            dealer,
             &as_one_plane(&losers),
             &transposed(&self.shares),
         )?;

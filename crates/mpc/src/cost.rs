@@ -5,7 +5,7 @@
 //! for the usual sizes.
 
 use crate::bits::packed_words;
-use crate::boolean::AND_MESSAGES;
+use crate::boolean::{self, Polynomial};
 use crate::comparison::{self, Layout};
 use crate::consensus;
 use crate::votes;
@@ -33,9 +33,11 @@ pub fn rescale(count: usize, element_bytes: usize) -> Cost {
     Cost { rounds: 1, bytes: [bytes; 3] }
 }
 
-/// AND of `planes` planes of `bits` bits.
-pub fn and(planes: usize, bits: usize) -> Cost {
-    Cost { rounds: 1, bytes: [8 * packed_words(planes, bits) as u64; 3] }
+/// [Polynomials](crate::boolean::evaluate) of bits, for `count` values.
+pub fn polynomials(polynomials: &[Polynomial], count: usize) -> Cost {
+    let dealt = polynomials.iter().map(Polynomial::dealt_bits).sum();
+    let [dealt, exchange] = [dealt, polynomials.len()].map(|planes| 8 * packed_words(planes, count) as u64);
+    Cost { rounds: 2, bytes: [dealt, exchange, exchange] }
 }
 
 /// The [sign](crate::comparison::sign) of `count` numbers in a window of `window` bits.
@@ -44,8 +46,9 @@ pub fn sign(count: usize, window: u32) -> Cost {
     let packed = |planes: usize| 8 * packed_words(planes, count) as u64;
     let exchange = packed(layout.exchange_planes());
     let leaves = Cost { rounds: 2, bytes: [packed(layout.all_table_planes()), exchange, exchange] };
-    let (_, levels) = comparison::tree_cost(layout.blocks());
-    levels.into_iter().fold(leaves, |cost, planes| cost.add(1, and(planes, count).bytes))
+    // What the same server deals afterwards leaves in its first round.
+    let levels = comparison::joins(layout.blocks());
+    levels.iter().fold(leaves, |cost, joins| cost.add(1, polynomials(joins, count).bytes))
 }
 
 /// [Selection](crate::selection::select_unless) of `count` elements.
@@ -57,8 +60,10 @@ pub fn select(count: usize, element_bytes: usize) -> Cost {
 /// [One-hot argmax](crate::votes::one_hot_argmax) of `rows` rows.
 pub fn one_hot_argmax(rows: usize, classes: usize, window: u32) -> Cost {
     let compared = sign(rows * votes::comparisons(classes), window);
-    let levels = votes::tree_planes(classes);
-    levels.into_iter().fold(compared, |cost, planes| cost.add(1, and(planes, rows).bytes))
+    votes::tree(classes).iter().fold(compared, |cost, groups| {
+        let ands: Vec<_> = groups.iter().cloned().map(Polynomial::product).collect();
+        cost.add(1, polynomials(&ands, rows).bytes)
+    })
 }
 
 /// [Sum of bits](crate::conversion::sum_bits) of `planes` planes of `bits` bits.
@@ -76,11 +81,11 @@ pub fn reshare(count: usize, element_bytes: usize) -> Cost {
     inject(count, element_bytes)
 }
 
-/// The [largest count](crate::consensus::Counts::maximum) of `rows` rows, each at most `largest`. The
-/// dealer of the selection is the one after that of the comparisons: `bytes` names the latter's.
+/// The [largest count](crate::consensus::Counts::maximum) of `rows` rows, each at most `largest`.
 pub fn maximum(rows: usize, classes: usize, largest: u64, element_bytes: usize) -> Cost {
-    let [dealer, first, second] = select(rows * classes, element_bytes).bytes;
-    one_hot_argmax(rows, classes, consensus::window_of(largest)).add(2, [second, dealer, first])
+    let selected = select(rows * classes, element_bytes).bytes;
+    // What the selection deals leaves with the comparisons' tables.
+    one_hot_argmax(rows, classes, consensus::window_of(largest)).add(1, selected)
 }
 
 /// [Opening of decisions](crate::release::Noised::open_among_servers) of `rows` rows.
@@ -138,14 +143,16 @@ pub fn probabilities(rows: usize, classes: usize, window: u32, score_bits: u32) 
 /// The longest chain of messages of [`probabilities`], which overlap: a table goes out in the round in
 /// which the evaluators exchange the result before, because its dealer received nothing there.
 fn probability_rounds(classes: usize, window: u32, score_bits: u32) -> u32 {
-    let ands = |count: usize| vec![&AND_MESSAGES[..]; count];
+    let joined = |levels: usize| {
+        [&boolean::COEFFICIENT_MESSAGES[..], &boolean::EXCHANGE_MESSAGES].repeat(levels)
+    };
     let looked_up = [&lookup::TABLE_MESSAGES[..], &lookup::EXCHANGE_MESSAGES];
     let selected = [&selection::TABLE_MESSAGES[..], &selection::EXCHANGE_MESSAGES];
     let compared = |window: u32| {
         let leaves = [&comparison::TABLE_MESSAGES[..], &comparison::EXCHANGE_MESSAGES];
-        [&leaves[..], &ands(comparison::tree_cost(Layout::new(window).blocks()).0 as usize)].concat()
+        [&leaves[..], &joined(comparison::joins(Layout::new(window).blocks()).len())].concat()
     };
-    let argmax = [compared(window), ands(votes::tree_planes(classes).len())].concat();
+    let argmax = [compared(window), joined(votes::tree(classes).len())].concat();
     let rest = [
         &selected[..],
         &looked_up,
@@ -174,9 +181,11 @@ fn probability_rounds(classes: usize, window: u32, score_bits: u32) -> u32 {
 pub fn markdown_table() -> String {
     let many = 64 * 64;
     let per_value = |bytes: u64, values: usize| bytes as f64 * 8.0 / values as f64;
+    let and = |factors: usize| polynomials(&[Polynomial::product((0..factors).collect())], many);
     let mut rows: Vec<(String, Cost, usize)> = vec![
         ("rescale, one element of Z_2^64".into(), rescale(many, 8), many),
-        ("AND, one bit".into(), and(1, many), many),
+        ("AND of two bits".into(), and(2), many),
+        ("AND of four bits".into(), and(4), many),
     ];
     for window in [16, 24, 32, 64] {
         rows.push((format!("sign, {window}-bit window"), sign(many, window), many));

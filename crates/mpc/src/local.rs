@@ -109,14 +109,14 @@ pub fn keys_from_seed(seed: u64) -> [PairwiseKeys; 3] {
     [0, 1, 2].map(|i| PairwiseKeys::new(key(i), key((i + 1) % 3)))
 }
 
-/// Masks words with one stream after another of one key, as protocols do: for benchmarks.
+/// Draws words from one stream after another of one key, as protocols do: for benchmarks.
 pub fn shared_randomness(seed: u64) -> impl FnMut(&mut [u64]) {
     let [keys, ..] = keys_from_seed(seed);
     let prss = Prss::new(&keys, seed);
     let mut sequence = 0;
     move |words| {
-        let step = Step { sequence, protocol: Protocol::And };
-        prss.own.mask_words(step, 0, words);
+        let step = Step { sequence, protocol: Protocol::PolynomialExchange };
+        prss.own.stream(step, 0).fill(words);
         sequence += 1;
     }
 }

@@ -255,13 +255,6 @@ impl<C: Channel> Party<C> {
         next.for_each(&mut share, |mine, other| *mine -= other);
         share
     }
-
-    /// The same for bits, by exclusive or.
-    pub(crate) fn zero_bits(&self, step: Step, stream: u8, words: usize) -> Vec<u64> {
-        let mut share = self.prss.own.words(step, stream, words);
-        self.prss.next.mask_words(step, stream, &mut share);
-        share
-    }
 }
 
 /// A session that was interrupted. It goes on where it was, so that no step repeats.

@@ -84,11 +84,6 @@ impl Keystream {
         self.stream(step, stream).take(count)
     }
 
-    /// Exclusive-ors the stream into `words`.
-    pub(crate) fn mask_words(&self, step: Step, stream: u8, words: &mut [u64]) {
-        self.stream(step, stream).0.apply_keystream(bytemuck::cast_slice_mut(words));
-    }
-
     /// Stream number `stream` of a step, from its beginning.
     pub(crate) fn stream(&self, step: Step, stream: u8) -> Stream {
         let mut start = [0; 16];
@@ -145,7 +140,7 @@ mod tests {
     use crate::channel::Protocol;
 
     fn step(sequence: u32) -> Step {
-        Step { sequence, protocol: Protocol::And }
+        Step { sequence, protocol: Protocol::PolynomialExchange }
     }
 
     #[test]

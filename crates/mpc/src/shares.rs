@@ -263,7 +263,10 @@ impl BitShares {
     }
 
     /// Reads one plane of `planes * bits` bits as planes of their own.
-    pub(crate) fn into_planes(mut self, planes: usize, bits: usize) -> Self {
+    ///
+    /// # Panics
+    /// If there are not that many bits.
+    pub fn into_planes(mut self, planes: usize, bits: usize) -> Self {
         let own = bits::unpack(std::mem::take(&mut self.own), planes, bits);
         let next = bits::unpack(std::mem::take(&mut self.next), planes, bits);
         BitShares::new(planes, bits, own, next)
@@ -278,14 +281,6 @@ impl BitShares {
             _ => return,
         };
         component[planes.start * words..planes.end * words].iter_mut().for_each(|word| *word = !*word);
-    }
-
-    /// Exclusive-ors plane `other_plane` of `other` into plane `plane`.
-    pub(crate) fn xor_plane(&mut self, plane: usize, other: &BitShares, other_plane: usize) {
-        let (target, source) = (self.range(plane), other.range(other_plane));
-        let fold = |into: &mut [u64], from: &[u64]| into.iter_mut().zip(from).for_each(|(a, b)| *a ^= b);
-        fold(&mut self.own[target.clone()], &other.own[source.clone()]);
-        fold(&mut self.next[target], &other.next[source]);
     }
 
     /// Puts plane `other_plane` of `other` in the place of plane `plane`.

@@ -2,11 +2,14 @@
 
 use concilium_ring::Element;
 
-use crate::boolean::and_planes;
+use crate::boolean::{self, Polynomial};
 use crate::channel::Channel;
 use crate::comparison;
 use crate::party::{MpcError, Party, PartyIndex};
 use crate::shares::{BitShares, Shares};
+
+/// Most bits of one AND: for one more the dealer's coefficients would double.
+const MOST_JOINED: usize = 4;
 
 /// All pairs of columns i < j.
 fn pairs(classes: usize) -> Vec<(usize, usize)> {
@@ -25,7 +28,8 @@ fn pairs(classes: usize) -> Vec<(usize, usize)> {
 /// With differences inside the window exactly one bit is set.
 ///
 /// # Cost
-/// One batch of n classes (classes - 1) / 2 comparisons and ceil(log2(classes - 1)) AND rounds.
+/// One batch of n classes (classes - 1) / 2 comparisons, and one exchange for each level of a tree of ANDs
+/// of up to four bits, all dealt by the same server: ceil(log4(classes - 1)) rounds more.
 /// The first comparison round can coincide with the rescaling before it, see [`comparison`].
 ///
 /// # Errors
@@ -45,37 +49,40 @@ pub fn one_hot_argmax<E: Element, C: Channel>(
     let less = comparison::sign(party, dealer, &scores.column_differences(&pairs), window)?;
     let mut planes = less.into_planes(pairs.len(), rows).twice();
     planes.flip_planes(party.index(), pairs.len()..2 * pairs.len());
+    for groups in tree(classes) {
+        let polynomials: Vec<_> = groups.iter().cloned().map(Polynomial::product).collect();
+        let products = boolean::evaluate(party, dealer, &planes, &polynomials)?;
+        for (product, group) in groups.iter().enumerate() {
+            planes.replace_plane(group[0], &products, product);
+        }
+    }
+    Ok(planes.select(wins(classes).into_iter().map(|planes| planes[0])))
+}
+
+/// For every class the planes of the comparisons that it must win: `[x_i < x_j]` of every pair i < j, then
+/// their complements.
+fn wins(classes: usize) -> Vec<Vec<usize>> {
     let less = |i: usize, j: usize| i * classes - i * (i + 1) / 2 + (j - i - 1);
-    let at_least = |i: usize, j: usize| pairs.len() + less(i, j);
-    // For every class the planes of the comparisons it must win; each level ANDs neighbours of all
-    // classes and puts the result in the place of the first.
-    let mut wins: Vec<Vec<usize>> = (0..classes)
+    let at_least = |i: usize, j: usize| comparisons(classes) + less(i, j);
+    (0..classes)
         .map(|class| {
             let lower = (0..class).map(|other| less(other, class));
             lower.chain((class + 1..classes).map(|other| at_least(class, other))).collect()
         })
-        .collect();
-    while wins[0].len() > 1 {
-        let neighbours: Vec<(usize, usize)> = wins
-            .iter()
-            .flat_map(|planes| planes.chunks_exact(2).map(|neighbours| (neighbours[0], neighbours[1])))
-            .collect();
-        let products = and_planes(party, &planes, &neighbours)?;
-        for (product, &(first, _)) in neighbours.iter().enumerate() {
-            planes.replace_plane(first, &products, product);
-        }
-        wins.iter_mut().for_each(|planes| *planes = planes.iter().copied().step_by(2).collect());
-    }
-    Ok(planes.select(wins.into_iter().flatten()))
+        .collect()
 }
 
-/// AND bits of every server in each level of [`one_hot_argmax`], for one row.
-pub(crate) fn tree_planes(classes: usize) -> Vec<usize> {
+/// The planes that are joined by an AND in each level, for all classes; a group's AND takes the place of its
+/// first plane. As few levels as groups of four allow, and the smallest groups that take no more.
+pub(crate) fn tree(classes: usize) -> Vec<Vec<Vec<usize>>> {
+    let depth = |size: usize| (0..).find(|&level| size.pow(level) >= classes - 1).expect("sizes grow");
+    let size = (2..=MOST_JOINED).find(|&size| depth(size) == depth(MOST_JOINED)).unwrap_or(MOST_JOINED);
+    let mut wins = wins(classes);
     let mut levels = Vec::new();
-    let mut count = classes - 1;
-    while count > 1 {
-        levels.push(classes * (count / 2));
-        count = count.div_ceil(2);
+    while wins[0].len() > 1 {
+        let groups = wins.iter().flat_map(|planes| planes.chunks(size));
+        levels.push(groups.filter(|group| group.len() > 1).map(<[usize]>::to_vec).collect());
+        wins.iter_mut().for_each(|planes| *planes = planes.iter().copied().step_by(size).collect());
     }
     levels
 }

@@ -3,6 +3,7 @@
 mod common;
 
 use common::{Random, matrix};
+use concilium_mpc::boolean::{self, Polynomial};
 use concilium_mpc::cost::{self, Cost};
 use concilium_mpc::linear::rescale;
 use concilium_mpc::local::{LocalChannel, run, share, share_bits};
@@ -61,6 +62,17 @@ fn counted_traffic_is_the_stated_cost() {
                 (before, party.traffic().clone())
             });
             assert_eq!(cost, cost::select(count, 8));
+            let planes = share_bits(1, &vec![true; 5 * count]).map(|part| part.into_planes(5, count));
+            let polynomials = || {
+                [Polynomial::sum(vec![vec![0], vec![1, 2], vec![1, 3, 4]]), Polynomial::product(vec![0, 4])]
+            };
+            let cost = counted(dealer, &values, |party, _| {
+                let before = party.traffic().clone();
+                let mine = &planes[party.index().number()];
+                boolean::evaluate(party, dealer, mine, &polynomials()).expect("local");
+                (before, party.traffic().clone())
+            });
+            assert_eq!(cost, cost::polynomials(&polynomials(), count));
             let cost = counted(dealer, &values, |party, x| {
                 let before = party.traffic().clone();
                 votes::one_hot_argmax(party, dealer, x, 32).expect("local");

@@ -121,7 +121,7 @@ fn a_broken_zero_share_is_caught() {
         bytes[..8].copy_from_slice(&session.to_be_bytes());
         [0, 1, 2].map(|_| PairwiseKeys::new(bytes, bytes))
     });
-    for protocol in [Protocol::And, Protocol::NoiseInjection] {
+    for protocol in [Protocol::Resharing, Protocol::NoiseInjection] {
         let caught =
             (0..3).filter(|&party| p_value(views[&(party, protocol)].iter().copied()) < 1e-9).count();
         println!("{protocol}: {caught} of 3 views caught");

@@ -47,7 +47,7 @@ pub use error::LaneError;
 pub use service::CompareModels;
 
 /// Version of what the servers say to each other; all three must speak the same.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 
 /// Longest pause between two attempts to dial.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);

@@ -24,7 +24,7 @@ use concilium_rpc::{
 use ndarray::Array2;
 
 fn address(session: u64, sequence: u32) -> Address {
-    Address { session, step: Step { sequence, protocol: Protocol::And }, record: 0 }
+    Address { session, step: Step { sequence, protocol: Protocol::PolynomialExchange }, record: 0 }
 }
 
 fn barrier(batch: u64) -> Frame {
