@@ -16,6 +16,7 @@ use crate::history::History;
 use crate::ledger_watch::LedgerWatch;
 use crate::models::{ModelSets, ModelStore};
 use crate::progress::{LaneProgress, Wait};
+use crate::release_notes::ReleaseNotes;
 use crate::self_test::SelfTests;
 use crate::task::Tasks;
 use crate::waiting::WaitingRoom;
@@ -34,6 +35,8 @@ pub struct Context {
     pub self_tests: SelfTests,
     /// The privacy budget.
     pub ledger: Arc<dyn Ledger>,
+    /// Releases that the ledger has not been told of yet.
+    pub release_notes: ReleaseNotes,
     /// What is known of the other servers' ledgers.
     pub watch: LedgerWatch,
     /// Requests that wait for a batch.

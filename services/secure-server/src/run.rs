@@ -92,18 +92,11 @@ pub(crate) fn run(link: &mut Link<'_>, context: &Context, batch: Batch<'_>) -> R
     };
     let peers = meet(link, context, task, &meeting, &charged)?;
     let keys: Vec<_> = finished.iter().map(|(waiting, _)| waiting.key.clone()).collect();
-    // The clients first: the note costs a flush of the disk and only spares a later repeat the way
-    // through the other servers.
-    finished.into_iter().for_each(|(waiting, answer)| waiting.finish(Ok(answer)));
     link.steps.enter(Step::Release);
-    let progress = &context.lane.progress;
-    let noting = progress.wait(Step::Release, None, None);
-    if let Err(error) = context.ledger.mark_released(&keys, &peers) {
-        tracing::warn!(server = %context.here, %error, "could not note that results were released");
-    }
-    drop(noting);
+    finished.into_iter().for_each(|(waiting, answer)| waiting.finish(Ok(answer)));
+    context.release_notes.add(keys, peers);
     context.lane.count_batch();
-    progress.end_batch(context.here, task.name(), traffic.rounds);
+    context.lane.progress.end_batch(context.here, task.name(), traffic.rounds);
     let (rows, rounds) = (u64::from(statistics.batch_rows), statistics.rounds);
     let duration = link.batch_began.elapsed();
     metrics::count_released_batch(task.name(), rows, rounds, duration);

@@ -39,6 +39,7 @@ use crate::operations_service::OperationsService;
 use crate::prediction::PredictionService;
 use crate::progress::stall;
 use crate::randomness::Randomness;
+use crate::release_notes::{self, ReleaseNotes};
 use crate::retention;
 use crate::self_test::SelfTests;
 use crate::task::Tasks;
@@ -117,6 +118,7 @@ pub async fn run(
         self_tests: SelfTests::default(),
         watch,
         ledger,
+        release_notes: ReleaseNotes::default(),
         room: Arc::new(WaitingRoom::new(config.limits.waiting_requests)),
         allowed: config.allowed()?,
         limits: config.limits.clone(),
@@ -135,6 +137,7 @@ pub async fn run(
     watch.spawn(stall::watch(Arc::clone(&context), stall_warning));
     watch.spawn(metrics::keep_up());
     watch.spawn(retention::follow(Arc::clone(&context)));
+    watch.spawn(release_notes::follow(Arc::clone(&context)));
     if let Some(site) = site {
         tracing::info!(server = %here, page = site.url(), "the operator's page is served");
         watch.spawn(site.serve(Arc::clone(&context), config.peers.clone(), stall_warning)?);
@@ -181,7 +184,12 @@ pub async fn run(
     };
     ending.store(true, Ordering::Relaxed);
     watch.abort_all();
-    let joined = tokio::task::spawn_blocking(move || lane.join()).await?;
+    let joined = tokio::task::spawn_blocking(move || {
+        let joined = lane.join();
+        release_notes::write_or_tell(&context);
+        joined
+    })
+    .await?;
     log::finish().await;
     joined.map_err(|_| anyhow!("the lane's thread panicked; its message is in the log"))?;
     if let Some(error) = taken_over {

@@ -27,7 +27,7 @@ pub(crate) enum Step {
     Commit,
     /// The servers tell each other that they have committed.
     Barrier,
-    /// The results have left, which is noted.
+    /// The results leave.
     Release,
     /// The servers tell each other how a model's self-test went.
     Verdict,
@@ -67,7 +67,7 @@ impl Step {
     pub(crate) fn resource(self) -> &'static str {
         match self {
             Step::NoisePool => "its own noise",
-            Step::Commit | Step::Release => "its own disk",
+            Step::Commit => "its own disk",
             _ => "its links to the other servers",
         }
     }
