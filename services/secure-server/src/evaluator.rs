@@ -142,6 +142,8 @@ fn serve_as_leader(link: &mut Link<'_>, context: &Context, stop: &AtomicBool) ->
     let batch_wait = Duration::from_millis(limits.batch_wait_ms);
     // When the oldest request that is ready was first seen to be so.
     let mut ready_since: Option<Instant> = None;
+    // Whether requests come together, so that a wait brings further ones. One that comes alone starts at once.
+    let mut crowded = false;
     let mut tidied = Instant::now();
     while !stop.load(Ordering::Relaxed) {
         link.beat()?;
@@ -157,9 +159,9 @@ fn serve_as_leader(link: &mut Link<'_>, context: &Context, stop: &AtomicBool) ->
         let rows = context.room.rows(|key| link.arrivals.everywhere(key));
         if rows > 0 {
             let waited = ready_since.get_or_insert_with(Instant::now).elapsed();
-            if rows >= limits.batch_rows || waited >= batch_wait {
+            if !crowded || rows >= limits.batch_rows || waited >= batch_wait {
                 ready_since = None;
-                leader::lead(link, context)?;
+                crowded = leader::lead(link, context)? > 1;
                 continue;
             }
         }

@@ -29,17 +29,18 @@ use crate::waiting::Waiting;
 /// them ready.
 const PLANNING_ATTEMPTS: usize = 4;
 
-/// Server 0: plans, agrees and runs one batch of waiting requests.
-pub(crate) fn lead(link: &mut Link<'_>, context: &Context) -> Result<(), Failure> {
+/// Server 0: plans, agrees and runs one batch of waiting requests. Returns how many they were.
+pub(crate) fn lead(link: &mut Link<'_>, context: &Context) -> Result<usize, Failure> {
     let arrived = |key: &RequestKey| link.arrivals.everywhere(key);
     let Some((task, keys)) = context.room.next_batch(context.limits.batch_rows, arrived) else {
-        return Ok(());
+        return Ok(0);
     };
     keys.iter().for_each(|key| link.arrivals.forget(key));
     // Whatever ends the planning early drops these, which tells the clients to ask again.
     let mut pending: Vec<Waiting> = keys.iter().filter_map(|key| context.room.take(key)).collect();
-    if pending.is_empty() {
-        return Ok(());
+    let requests = pending.len();
+    if requests == 0 {
+        return Ok(0);
     }
     let prepared = context.tasks.get(&task).cloned().and_then(|task| {
         context.tasks.check_agreement(&task)?;
@@ -50,10 +51,11 @@ pub(crate) fn lead(link: &mut Link<'_>, context: &Context) -> Result<(), Failure
         Ok(task) => task,
         Err(error) => {
             refuse_all(&mut pending, &error);
-            return Ok(());
+            return Ok(requests);
         }
     };
-    lead_requests(link, context, &task, pending)
+    lead_requests(link, context, &task, pending)?;
+    Ok(requests)
 }
 
 /// Plans and runs these requests together, or one by one where all together are too much for the owners.

@@ -37,12 +37,14 @@ pub mod prediction;
 pub mod progress;
 pub mod randomness;
 mod receipt;
+mod release_notes;
 mod retention;
 mod run;
 pub mod self_test;
 pub mod server;
 mod start;
 pub mod task;
+mod turns;
 pub mod waiting;
 pub mod web;
 

@@ -10,6 +10,7 @@ use concilium_rpc::status::RpcError;
 use tokio::sync::{Notify, oneshot};
 
 use crate::answer::Answer;
+use crate::turns::{Candidate, Turns};
 
 /// When to come back, told to a client that finds the room full.
 const RETRY_AFTER_MS: u64 = 200;
@@ -58,6 +59,8 @@ struct Inner {
     released_elsewhere: HashMap<RequestKey, Instant>,
     /// Counts arrivals.
     arrivals: u64,
+    /// Whose turn it is.
+    turns: Turns,
 }
 
 impl Inner {
@@ -112,7 +115,7 @@ impl WaitingRoom {
     ///
     /// # Errors
     /// [`RpcError::InProgress`] when the id waits already, [`RpcError::Overloaded`] when the room
-    /// is full.
+    /// is full, or when the client has more places than are left.
     pub fn enter(self: &Arc<Self>, mut waiting: Waiting) -> Result<Place, RpcError> {
         let key = waiting.key.clone();
         let arrival = {
@@ -120,11 +123,15 @@ impl WaitingRoom {
             if inner.requests.contains_key(&key) {
                 return Err(RpcError::InProgress { request_id: key.request.to_string() });
             }
-            if inner.requests.len() >= self.capacity {
-                return Err(RpcError::Overloaded {
-                    what: format!("the queue of {} requests", self.capacity),
-                    retry_after_ms: RETRY_AFTER_MS,
-                });
+            let own = inner.requests.keys().filter(|other| other.client == key.client).count();
+            let free = self.capacity.saturating_sub(inner.requests.len());
+            // A client has no more places than are left for all others.
+            if own > free || free == 0 {
+                let what = match free {
+                    0 => format!("the queue of {} requests", self.capacity),
+                    _ => format!("this client's part of the queue, with {own} requests,"),
+                };
+                return Err(RpcError::Overloaded { what, retry_after_ms: RETRY_AFTER_MS });
             }
             inner.order.push_back(key.clone());
             inner.unannounced.push(key.clone());
@@ -143,8 +150,8 @@ impl WaitingRoom {
         self.lock().requests.keys().filter(|key| key.task == task).count()
     }
 
-    /// The task of the oldest request for which `ready` holds and, in order of arrival, the keys of
-    /// such requests of that task that fit in `maximum_rows` together. The oldest is always among
+    /// A task and the keys of requests of it for which `ready` holds and that fit in `maximum_rows` together:
+    /// those of the clients whose turn it is, each client's in order of arrival. The first is always among
     /// them. They stay in the room.
     pub fn next_batch(
         &self,
@@ -152,19 +159,16 @@ impl WaitingRoom {
         ready: impl Fn(&RequestKey) -> bool,
     ) -> Option<(String, Vec<RequestKey>)> {
         let mut inner = self.lock();
-        let Inner { order, requests, .. } = &mut *inner;
+        let Inner { order, requests, turns, .. } = &mut *inner;
         order.retain(|key| requests.contains_key(key));
-        let task = order.iter().find(|key| ready(key))?.task.clone();
-        let mut rows = 0;
-        let mut batch = Vec::new();
-        for key in order.iter().filter(|key| key.task == task && ready(key)) {
-            rows += requests[key].rows as usize;
-            if rows > maximum_rows && !batch.is_empty() {
-                break;
-            }
-            batch.push(key.clone());
-        }
-        Some((task, batch))
+        let ready: Vec<&RequestKey> = order.iter().filter(|key| ready(key)).collect();
+        let candidates: Vec<_> = ready
+            .iter()
+            .map(|key| Candidate { client: &key.client, task: &key.task, rows: requests[key].rows as usize })
+            .collect();
+        let batch: Vec<RequestKey> =
+            turns.choose(&candidates, maximum_rows).into_iter().map(|place| ready[place].clone()).collect();
+        Some((batch.first()?.task.clone(), batch))
     }
 
     /// Rows of the requests for which `ready` holds.
@@ -361,6 +365,25 @@ mod tests {
         let refusal = room.enter(waiting).err().expect("the room is full");
         assert_eq!(refusal.reason(), "OVERLOADED");
         assert!(refusal.retryable());
+    }
+
+    #[test]
+    fn a_client_leaves_as_many_places_as_it_has() {
+        let room = Arc::new(WaitingRoom::new(20));
+        let mut kept = Vec::new();
+        let mut enter = |client: &str, number: u8| {
+            let (mut waiting, outcome) = request("a", number, 1);
+            waiting.key.client = client.to_owned();
+            let place = room.enter(waiting);
+            place.map(|place| kept.push((place, outcome))).map_err(|error| error.reason().to_owned())
+        };
+        let entered = |client: &str, enter: &mut dyn FnMut(&str, u8) -> Result<(), String>| {
+            (0..30).take_while(|&number| enter(client, number).is_ok()).count()
+        };
+        assert_eq!(entered("greedy", &mut enter), 11);
+        assert_eq!(enter("greedy", 99), Err("OVERLOADED".to_owned()));
+        assert_eq!(entered("second", &mut enter), 5);
+        assert_eq!(entered("third", &mut enter), 3);
     }
 
     #[test]

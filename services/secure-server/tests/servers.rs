@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use concilium_rpc::certificates::Authority;
@@ -13,6 +14,7 @@ use support::{
     CLASSES, Caller, ROW_COST_NANO_RHO, World, all, model_upload, open, query, rows, share_model,
     shifted_network, spent, task_file, vote,
 };
+use tokio::task::JoinSet;
 
 /// The reason of every server's refusal.
 fn reasons(parts: [Result<support::Part, RpcError>; 3]) -> [String; 3] {
@@ -411,4 +413,42 @@ async fn crashes_at_any_moment_never_unspend_or_answer_twice() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_with_many_requests_delays_another_one_by_no_more_than_its_turn() {
+    const MANY: usize = 60;
+    let tasks = task_file("votes", "200");
+    // Each request is more than a batch should hold, so it has one of its own.
+    let world = World::start_with([&tasks, &tasks, &tasks], "[limits]\nbatch_rows = 4\n").await;
+    let owner = world.member(Role::Owner, "ward");
+    share_model(&owner, "m", &shifted_network(1)).await;
+    let greedy = Arc::new(world.member(Role::Client, "greedy"));
+    let modest = world.member(Role::Client, "modest");
+    let task = modest.task(0, "votes").await;
+    let (finished, mut first) = tokio::sync::mpsc::unbounded_channel();
+    let mut running = JoinSet::new();
+    for _ in 0..MANY {
+        let (greedy, asked, finished) =
+            (Arc::clone(&greedy), query(&task, &rows(8)), finished.clone());
+        running.spawn(async move {
+            all(asked.send(&greedy).await);
+            finished.send(()).expect("the test counts");
+        });
+    }
+    first.recv().await.expect("one is answered");
+    let mut before = 1;
+    while first.try_recv().is_ok() {
+        before += 1;
+    }
+    all(query(&task, &rows(8)).send(&modest).await);
+    let mut meanwhile = 0;
+    while first.try_recv().is_ok() {
+        meanwhile += 1;
+    }
+    println!("{before} answers before the other client asked, {meanwhile} while it waited");
+    // One batch under way, and one of the greedy client's turns; answers take a moment to be counted.
+    assert!(meanwhile <= 8, "{meanwhile} of {MANY} requests came first");
+    assert!(before + meanwhile < MANY, "there was nothing to wait for");
+    while running.join_next().await.is_some() {}
 }

@@ -58,7 +58,7 @@ pub(crate) async fn measure(
     TaskFile::parse(&file, "tasks.toml".as_ref())?;
     let batch_rows = (options.batch * options.clients).clamp(*BATCH_ROWS.start(), *BATCH_ROWS.end());
     let extra = format!(
-        "[limits]\nbatch_rows = {batch_rows}\nbatch_wait_ms = 0\nnoise_rows_ready = {}\n\
+        "[limits]\nbatch_rows = {batch_rows}\nnoise_rows_ready = {}\n\
          request_timeout_ms = {PEER_TIMEOUT_MS}\npeer_timeout_ms = {PEER_TIMEOUT_MS}\n\n\
          [observability]\nlog_filter = \"{LOG_FILTER}\"\nlog_format = \"json\"\n",
         2 * batch_rows

@@ -125,13 +125,15 @@ pub const SERVER_KEYS: &[Key] = &[
         "limits.batch_wait_ms",
         milliseconds(0, 10_000),
         Given::Default("1"),
-        "How long server 0 waits for further requests before it starts a batch.",
+        "How long server 0 waits for further requests before it starts a batch, if the last one held several. A \
+         request that comes alone starts at once.",
     ),
     key(
         "limits.waiting_requests",
         count(1, 1_000_000),
         Given::Default("1024"),
-        "Most requests that wait at a time; more are refused with a status that allows a repeat.",
+        "Most requests that wait at a time; more are refused with a status that allows a repeat. A client has no more of \
+         them waiting than places are left for the others.",
     ),
     key(
         "limits.request_timeout_ms",

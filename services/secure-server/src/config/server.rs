@@ -91,7 +91,8 @@ pub struct IdentitySection {
 pub struct LimitSection {
     /// Most rows that are evaluated together.
     pub batch_rows: usize,
-    /// How long server 0 waits for further requests before it starts a batch, in milliseconds.
+    /// How long server 0 waits for further requests before it starts a batch, in milliseconds, if the
+    /// last batch held several. A request that comes alone starts at once.
     pub batch_wait_ms: u64,
     /// Most requests that wait at a time; more are refused with a retryable status.
     pub waiting_requests: usize,
