@@ -1,12 +1,13 @@
 //! Noise drawn ahead of time.
 
 use std::{
-    collections::VecDeque,
     num::NonZeroUsize,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
     time::Duration,
 };
+
+use zeroize::{Zeroize as _, Zeroizing};
 
 use super::{NoiseError, NoiseShare, NoiseSource, check_bins};
 
@@ -33,13 +34,54 @@ struct Shared {
 }
 
 struct State {
-    ready: VecDeque<NoiseShare>,
+    ready: Ready,
     /// The latest draw, if it failed and no one has been told of it yet.
     failure: Option<NoiseError>,
     /// Set by the pool to end the worker.
     stop: bool,
     /// Set by the worker when it has ended, also by a panic.
     ended: bool,
+}
+
+/// Rows of noise in the order in which they were drawn.
+///
+/// Copied to places that were there before: a row that stayed where its draw put it would lie near or far
+/// according to what the draw had allocated and freed, which depends on its value, and the time to fetch it
+/// from memory would show something of that.
+struct Ready {
+    places: Zeroizing<Vec<i64>>,
+    bins: usize,
+    /// The place of the oldest row, in rows.
+    oldest: usize,
+    rows: usize,
+}
+
+impl Ready {
+    fn new(bins: usize, capacity: usize) -> Self {
+        Ready { places: Zeroizing::new(vec![0; bins * capacity]), bins, oldest: 0, rows: 0 }
+    }
+
+    fn place(&mut self, row: usize) -> &mut [i64] {
+        let start = (self.oldest + row) * self.bins % self.places.len();
+        &mut self.places[start..start + self.bins]
+    }
+
+    /// Keeps a copy of the row. There must be a place left.
+    fn push(&mut self, share: &NoiseShare) {
+        let row = self.rows;
+        self.place(row).copy_from_slice(share.values());
+        self.rows += 1;
+    }
+
+    /// Takes the oldest row out and wipes its place.
+    fn pop(&mut self) -> Option<NoiseShare> {
+        self.rows = self.rows.checked_sub(1)?;
+        let place = self.place(0);
+        let share = NoiseShare::new(place.to_vec());
+        place.zeroize();
+        self.oldest = (self.oldest + 1) % (self.places.len() / self.bins);
+        Some(share)
+    }
 }
 
 impl NoisePool {
@@ -55,7 +97,12 @@ impl NoisePool {
     ) -> Result<Self, NoiseError> {
         check_bins(bins)?;
         let shared = Arc::new(Shared {
-            state: Mutex::new(State { ready: VecDeque::new(), failure: None, stop: false, ended: false }),
+            state: Mutex::new(State {
+                ready: Ready::new(bins, capacity.get()),
+                failure: None,
+                stop: false,
+                ended: false,
+            }),
             changed: Condvar::new(),
         });
         let worker = thread::Builder::new()
@@ -75,7 +122,7 @@ impl NoisePool {
 
     /// Rows that are ready now.
     pub fn ready(&self) -> usize {
-        self.shared.lock().ready.len()
+        self.shared.lock().ready.rows
     }
 
     /// Takes the oldest share; blocks the thread while there is none.
@@ -87,7 +134,7 @@ impl NoisePool {
     pub fn take(&self) -> Result<NoiseShare, NoiseError> {
         let mut state = self.shared.lock();
         loop {
-            if let Some(share) = state.ready.pop_front() {
+            if let Some(share) = state.ready.pop() {
                 self.shared.changed.notify_all();
                 return Ok(share);
             }
@@ -130,7 +177,7 @@ impl Shared {
         mut state: MutexGuard<'guard, State>,
         capacity: usize,
     ) -> MutexGuard<'guard, State> {
-        while !state.stop && (state.ready.len() >= capacity || state.failure.is_some()) {
+        while !state.stop && (state.ready.rows >= capacity || state.failure.is_some()) {
             if state.failure.is_none() {
                 state = self.wait(state);
                 continue;
@@ -169,7 +216,7 @@ fn fill(shared: &Shared, mut source: impl NoiseSource, bins: usize, capacity: us
         match drawn {
             Ok(share) => {
                 state.failure = None;
-                state.ready.push_back(share);
+                state.ready.push(&share);
             }
             Err(error) => state.failure = Some(error),
         }
