@@ -83,8 +83,8 @@ async fn the_port_shows_and_nothing_else() {
         let hour = &votes["traffic"]["hour"];
         assert_eq!((&hour["answered"], &hour["rows"], &hour["refused"]), (&2.into(), &7.into(), &0.into()));
         assert!(hour["p50_ms"].as_f64().expect("a latency") > 0.0);
-        // Two charges and their deliveries, and the heads of the others that each new connection brings.
-        assert!(overview["ledger"]["entries"].as_u64().expect("a number") >= 4);
+        // Two charges at least; that they were delivered is noted a little later.
+        assert!(overview["ledger"]["entries"].as_u64().expect("a number") >= 2);
         assert!(overview["peers"].as_array().expect("peers").iter().all(|peer| peer["connected"] == true));
     }
 
