@@ -95,7 +95,9 @@ def predict(servers, task, rows, key=None):
     """Asks for one request of rows [rows, features]. Gives the receipt and the opened values."""
     values = sharing.encode(task, rows)
     request_id, *seeds = sharing.request_secrets(task, servers.caller, len(rows), values, key)
-    parts = sharing.share(values, *seeds)
+    # Servers that know but one ring do not name it.
+    ring_bits = task.ring_bits if task.HasField("ring_bits") else 64
+    parts = sharing.share(values, *seeds, ring_bits)
 
     def begin(server, channel):
         header = prediction.PredictHeader(

@@ -49,13 +49,16 @@ def request_secrets(task, caller, count, values, key=None):
     return material[:16], material[16:48], material[48:]
 
 
-def share(values, first_seed, second_seed):
+def share(values, first_seed, second_seed, ring_bits):
     """The components x0, x1 (seeds) and x2 (data) of server 0, 1, 2: component i and i + 1 of each."""
-    rest = values.astype(np.uint64)
+    if ring_bits not in (32, 64):
+        raise ValueError(f"the task has a ring of {ring_bits} bits; this client knows 64 and 32")
+    element = np.dtype("<u8" if ring_bits == 64 else "<u4")
+    rest = values.astype(element)
     for seed in (first_seed, second_seed):
         stream = Cipher(algorithms.AES(seed), modes.CTR(bytes(16))).encryptor()
-        rest = rest - np.frombuffer(stream.update(bytes(8 * len(values))), "<u8")
-    components = ({"seed": first_seed}, {"seed": second_seed}, {"data": rest.astype("<u8").tobytes()})
+        rest = rest - np.frombuffer(stream.update(bytes(element.itemsize * len(values))), element)
+    components = ({"seed": first_seed}, {"seed": second_seed}, {"data": rest.tobytes()})
     return [(components[server], components[(server + 1) % 3]) for server in range(3)]
 
 

@@ -150,7 +150,7 @@ fn toy(classes: usize, feature: usize, choice: [usize; 2]) -> Result<FixedNetwor
 }
 
 fn shared(network: &FixedNetwork, seed: u64) -> Result<[SharedModel; 3], AuditError> {
-    let elements = Array1::from_vec(flatten(network)).insert_axis(Axis(0));
+    let elements = Array1::from_vec(flatten::<Z64>(network)).insert_axis(Axis(0));
     let [first, second, third] = share(seed, &elements).map(|part| {
         let component = |view: ndarray::ArrayView2<'_, Z64>| view.iter().copied().collect::<Vec<_>>();
         SharedModel::new(network.architecture(), &component(part.own()), &component(part.next()))

@@ -6,9 +6,9 @@ use std::{
 };
 
 use concilium_mpc::input::InputError as SharingError;
-use concilium_network::InputError;
+use concilium_network::{InputError, Ring};
 use concilium_privacy::NanoRho;
-use concilium_ring::{Element as _, Z64};
+use concilium_ring::{Element, Z32, Z64};
 use concilium_rpc::{
     status::RpcError,
     v1::{PredictHeader, PredictRequest, predict_request::Message, prediction_client::PredictionClient},
@@ -17,6 +17,7 @@ use ndarray::{ArrayView2, s};
 use rand::{TryRng as _, rngs::SysRng};
 use thiserror::Error;
 use tonic::transport::Channel;
+use zeroize::Zeroizing;
 
 use crate::{
     answer::{AnswerError, Asked, Receipt, Released, Reply, open, receive},
@@ -241,13 +242,17 @@ impl<'a> Predictor<'a> {
         Ok(())
     }
 
-    fn encode(&self, rows: ArrayView2<'_, f64>, range: Range<usize>) -> Result<Vec<Z64>, PredictError> {
+    fn encode(
+        &self,
+        rows: ArrayView2<'_, f64>,
+        range: Range<usize>,
+    ) -> Result<Zeroizing<Vec<i64>>, PredictError> {
         let block = rows.slice(s![range.clone(), ..]);
         let encoded = self.task.domain.encode(block, self.task.fractional_bits).map_err(|source| {
             let source = in_whole_input(source, range.start);
             PredictError::Input { task: self.task.name.clone(), source }
         })?;
-        Ok(encoded.into_iter().map(Z64::from_signed).collect())
+        Ok(Zeroizing::new(encoded.into_iter().collect()))
     }
 
     async fn predict_request(
@@ -258,7 +263,7 @@ impl<'a> Predictor<'a> {
         let begin = Instant::now();
         let encoded = self.encode(rows, range.clone())?;
         let count = u32::try_from(range.len()).expect("a request has at most max_rows_per_request rows");
-        let (request_id, parts) = self.share(count, encoded)?;
+        let (request_id, parts) = self.share(count, &encoded)?;
         let client = self.connection.identity().name();
         let asked = Asked { task: &self.task, request_id, rows: count, client };
         let sent = Instant::now();
@@ -269,9 +274,21 @@ impl<'a> Predictor<'a> {
     }
 
     /// The id of a request and the three servers' parts of it.
-    fn share(&self, rows: u32, values: Vec<Z64>) -> Result<([u8; 16], [Part; 3]), SharingError> {
+    fn share(&self, rows: u32, values: &[i64]) -> Result<([u8; 16], [Part; 3]), SharingError> {
+        match self.task.ring {
+            Ring::Bits64 => self.share_in_ring::<Z64>(rows, values),
+            Ring::Bits32 => self.share_in_ring::<Z32>(rows, values),
+        }
+    }
+
+    fn share_in_ring<E: Element>(
+        &self,
+        rows: u32,
+        encoded: &[i64],
+    ) -> Result<([u8; 16], [Part; 3]), SharingError> {
+        let values: Vec<E> = encoded.iter().map(|&value| E::from_signed(value)).collect();
         if let Some(key) = &self.repeat_key {
-            let request = key.derive(self.connection.identity(), &self.task, rows, &values);
+            let request = key.derive(self.connection.identity(), &self.task, rows, encoded);
             return Ok((request.request_id, share_from_seeds(values, &request.seeds)));
         }
         let (parts, ()) = share(values, &mut SysRng, |_| ())?;

@@ -34,7 +34,6 @@ use std::{
 };
 
 use concilium_mpc::input::SEED_BYTES;
-use concilium_ring::{Element as _, Z64};
 use concilium_rpc::identity::Identity;
 use hkdf::Hkdf;
 use rand::{TryRng as _, rngs::SysRng};
@@ -152,11 +151,11 @@ impl RepeatKey {
         caller: &Identity,
         task: &Task,
         rows: u32,
-        values: &[Z64],
+        values: &[i64],
     ) -> RepeatableRequest {
         let mut hasher = Sha256::new();
         for value in values {
-            hasher.update(value.to_signed().to_le_bytes());
+            hasher.update(value.to_le_bytes());
         }
         let uri = caller.uri();
         let mut information = Zeroizing::new(LABEL.to_vec());
@@ -220,15 +219,11 @@ mod tests {
         Identity::new(Role::Client, "alice").unwrap()
     }
 
-    fn values(numbers: &[i64]) -> Vec<Z64> {
-        numbers.iter().map(|&number| Z64::from_signed(number)).collect()
-    }
-
     /// The values that `docs/protocols.md` shows, computed with Python's `hmac` and `hashlib`.
     #[test]
     fn the_derivation_is_the_documented_one() {
         let key = RepeatKey::new(std::array::from_fn(|index| index as u8));
-        let request = key.derive(&alice(), &task(), 1, &values(&[0, 4096, -1, 2048]));
+        let request = key.derive(&alice(), &task(), 1, &[0, 4096, -1, 2048]);
         let found = [&request.request_id[..], &request.seeds[0], &request.seeds[1]].map(hex::encode);
         let documentation =
             fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/protocols.md"))
@@ -247,9 +242,9 @@ mod tests {
     fn whatever_differs_changes_id_and_seeds() {
         let key = RepeatKey::new([7; REPEAT_KEY_BYTES]);
         let task = task();
-        let numbers = values(&[1, 2, 3, 4, 5, 6, 7, 8]);
+        let numbers = vec![1, 2, 3, 4, 5, 6, 7, 8];
         let mut changed = numbers.clone();
-        changed[7] = Z64::from_signed(-8);
+        changed[7] = -8;
         let mut swapped = numbers.clone();
         swapped.swap(0, 1);
         let bob = Identity::new(Role::Client, "bob").unwrap();

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use concilium_mpc::input::{Component, DealtShare, InputError, SEED_BYTES, deal, deal_from_seeds};
-use concilium_ring::Z64;
+use concilium_ring::Element;
 use concilium_rpc::{
     chunk::chunks,
     v1::{self, component::Kind},
@@ -66,13 +66,13 @@ impl From<DealtShare> for Part {
 ///
 /// # Errors
 /// [`InputError::Randomness`] when the generator fails; nothing is shared then.
-pub fn share<R: TryRng, T>(
-    mut values: Vec<Z64>,
+pub fn share<E: Element, R: TryRng, T>(
+    mut values: Vec<E>,
     random: &mut R,
     inspect: impl FnOnce(&[DealtShare; 3]) -> T,
 ) -> Result<([Part; 3], T), InputError> {
     let dealt = deal(&values, random);
-    bytemuck::cast_slice_mut::<Z64, u8>(&mut values).zeroize();
+    bytemuck::cast_slice_mut::<E, u8>(&mut values).zeroize();
     let dealt = dealt?;
     let inspected = inspect(&dealt);
     Ok((dealt.map(Part::from), inspected))
@@ -80,15 +80,15 @@ pub fn share<R: TryRng, T>(
 
 /// As [`share`], with components 0 and 1 expanded from these seeds, which must never serve two
 /// different values: see [`crate::repeat`].
-pub fn share_from_seeds(mut values: Vec<Z64>, seeds: &[[u8; SEED_BYTES]; 2]) -> [Part; 3] {
+pub fn share_from_seeds<E: Element>(mut values: Vec<E>, seeds: &[[u8; SEED_BYTES]; 2]) -> [Part; 3] {
     let dealt = deal_from_seeds(&values, seeds);
-    bytemuck::cast_slice_mut::<Z64, u8>(&mut values).zeroize();
+    bytemuck::cast_slice_mut::<E, u8>(&mut values).zeroize();
     dealt.map(Part::from)
 }
 
 #[cfg(test)]
 mod tests {
-    use concilium_ring::Element as _;
+    use concilium_ring::Z64;
     use concilium_rpc::chunk::MAX_CHUNK_BYTES;
     use rand::rngs::SysRng;
 

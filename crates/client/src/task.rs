@@ -1,6 +1,6 @@
 //! What the servers announce about a task, as long as all three announce the same.
 
-use concilium_network::{InputDomain, InputError, limits};
+use concilium_network::{InputDomain, InputError, Ring, limits};
 use concilium_privacy::{
     Delta, EpochBasis, EpochDeclaration, Mechanism, NanoRho, NoiseScale, PrivacyUnit, Release,
     SpendingWindow, TaskPolicy, Threshold, convert,
@@ -19,6 +19,8 @@ pub struct Task {
     pub epoch: u64,
     /// Shape of a row and ranges of its features.
     pub domain: InputDomain,
+    /// The ring of inputs and models.
+    pub ring: Ring,
     /// Fractional bits of the fixed-point encoding of inputs and weights.
     pub fractional_bits: u32,
     /// Number of classes, 2 to 64.
@@ -238,7 +240,7 @@ pub fn declaration(basis: v1::EpochBasis, attested_by: &str) -> Option<EpochDecl
 }
 
 /// The fields in which the servers must not differ, as text for comparison and messages.
-fn shared_fields(task: &v1::Task) -> [(&'static str, String); 19] {
+fn shared_fields(task: &v1::Task) -> [(&'static str, String); 20] {
     // The shortest text of a number differs whenever its bits do, apart from NaN.
     [
         ("policy_digest", hex::encode(&task.policy_digest)),
@@ -248,6 +250,7 @@ fn shared_fields(task: &v1::Task) -> [(&'static str, String); 19] {
         ("input_shape", format!("{:?}", task.input_shape)),
         ("input_minimum", format!("{:?}", task.input_minimum)),
         ("input_maximum", format!("{:?}", task.input_maximum)),
+        ("ring_bits", ring_bits(task).to_string()),
         ("fractional_bits", task.fractional_bits.to_string()),
         ("classes", task.classes.to_string()),
         ("class_names", format!("{:?}", task.class_names)),
@@ -270,6 +273,11 @@ fn shared_fields(task: &v1::Task) -> [(&'static str, String); 19] {
             ),
         ),
     ]
+}
+
+/// The width of a task's ring; servers that know but one do not name it.
+fn ring_bits(task: &v1::Task) -> u32 {
+    task.ring_bits.unwrap_or(Ring::default().bits())
 }
 
 /// Longest value of a field that an error repeats, in characters.
@@ -343,9 +351,10 @@ fn checked(task: &v1::Task) -> Result<Task, TaskError> {
     if !task.class_names.is_empty() && task.class_names.len() != classes {
         return Err(malformed(format!("{} names of {classes} classes", task.class_names.len())));
     }
-    let bits = limits::MINIMUM_FRACTIONAL_BITS..=limits::MAXIMUM_FRACTIONAL_BITS;
-    if !bits.contains(&task.fractional_bits) {
-        return Err(malformed(format!("{} fractional bits", task.fractional_bits)));
+    let ring = Ring::try_from(ring_bits(task)).map_err(|error| malformed(error.to_string()))?;
+    if !ring.fractional_bits().contains(&task.fractional_bits) {
+        let problem = format!("{} fractional bits in a ring of {ring} bits", task.fractional_bits);
+        return Err(malformed(problem));
     }
     let release = release(task.release()).ok_or_else(|| malformed("no release that is known".to_owned()))?;
     let unit = privacy_unit(task.privacy_unit())
@@ -371,6 +380,7 @@ fn checked(task: &v1::Task) -> Result<Task, TaskError> {
         name: task.name.clone(),
         epoch: task.epoch,
         domain,
+        ring,
         fractional_bits: task.fractional_bits,
         classes,
         class_names: task.class_names.clone(),
@@ -476,11 +486,12 @@ pub(crate) mod tests {
     #[test]
     fn differences_name_task_field_and_servers() {
         type Change = fn(&mut v1::Task);
-        let changes: [(&str, Change); 17] = [
+        let changes: [(&str, Change); 18] = [
             ("epoch", |task| task.epoch += 1),
             ("input_shape", |task| task.input_shape = vec![4]),
             ("input_minimum", |task| task.input_minimum = vec![-0.0]),
             ("input_maximum", |task| task.input_maximum[3] = 4.000_000_000_000_001),
+            ("ring_bits", |task| task.ring_bits = Some(32)),
             ("fractional_bits", |task| task.fractional_bits = 13),
             ("classes", |task| task.classes = 4),
             ("class_names", |task| task.class_names[0] = "hen".into()),
@@ -525,7 +536,7 @@ pub(crate) mod tests {
     #[test]
     fn hostile_announcements_are_refused() {
         type Change = fn(&mut v1::Task);
-        let changes: [Change; 19] = [
+        let changes: [Change; 21] = [
             |task| task.name = "../x".into(),
             |task| task.input_shape = vec![u32::MAX, u32::MAX, u32::MAX],
             |task| task.input_shape = vec![],
@@ -534,6 +545,9 @@ pub(crate) mod tests {
             |task| task.classes = 1,
             |task| task.classes = u32::MAX,
             |task| task.fractional_bits = 64,
+            |task| task.ring_bits = Some(48),
+            // More than there is room for in 32 bits.
+            |task| (task.ring_bits, task.fractional_bits) = (Some(32), 15),
             |task| task.release = 77,
             // A confident label needs a threshold, and no other release has one.
             |task| task.release = v1::Release::ConfidentLabel.into(),

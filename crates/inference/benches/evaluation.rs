@@ -19,33 +19,35 @@ use std::hint::black_box;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
-use concilium_inference::{Ensemble, histogram};
+use concilium_inference::{Ensemble, RingElement, histogram};
 use concilium_mpc::local::{LocalChannel, run_with, share};
 use concilium_mpc::{Address, Channel, ChannelError, Neighbour, Progress, Shares, Stage};
 use concilium_network::program::gather::{Gather, Piece};
 use concilium_network::{Convolution, InputDomain, Network, Operation, Step, Weights, quantise};
-use concilium_ring::{Element, Z64};
-use criterion::{Criterion, criterion_group, criterion_main};
+use concilium_ring::{Z32, Z64};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main};
 use ndarray::{Array1, Array2, Array3};
 use rustix::time::{ClockId, clock_gettime};
-use support::{FRACTIONAL_BITS, Random, ensembles};
+use support::{Random, ensembles, precision};
 
 /// What is evaluated.
-struct Workload {
-    ensembles: [Ensemble; 3],
-    input: [Shares<Z64>; 3],
+struct Workload<E: RingElement> {
+    ensembles: [Ensemble<E>; 3],
+    input: [Shares<E>; 3],
 }
 
-impl Workload {
+impl<E: RingElement> Workload<E> {
     fn new(owners: usize, queries: usize, network: fn(&mut Random) -> Network) -> Self {
         let mut random = Random(20_261_121);
         let domain = InputDomain::new(vec![784], vec![0.0], vec![1.0]).expect("the domain is sound");
+        let precision = precision::<E>();
         let networks: Vec<_> = (0..owners)
-            .map(|_| quantise(&network(&mut random), &domain, FRACTIONAL_BITS).expect("headroom is left"))
+            .map(|_| quantise(&network(&mut random), &domain, precision).expect("headroom is left"))
             .collect();
-        let unit = f64::from(1 << FRACTIONAL_BITS);
+        let unit = f64::from(1 << precision.fractional_bits);
         let input = Array2::from_shape_simple_fn((queries, 784), || {
-            Z64::from_signed((random.uniform(0.5) * unit + unit / 2.0) as i64)
+            E::from_signed((random.uniform(0.5) * unit + unit / 2.0) as i64)
         });
         Workload { ensembles: ensembles(1, &networks), input: share(2, &input) }
     }
@@ -217,18 +219,28 @@ fn evaluations(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("histogram");
     group.sample_size(20);
     for (name, owners, queries, network) in workloads {
-        // Only what is asked for on the command line is prepared.
-        let prepared = LazyCell::new(|| {
-            let workload = Workload::new(owners, queries, network);
-            workload.print_parts(name);
-            workload
-        });
-        group.bench_function(name, |bencher| {
-            let workload = &*prepared;
-            bencher.iter_custom(|repeats| workload.time(repeats).0);
-        });
+        measure::<Z64>(&mut group, name, (owners, queries), network);
+        measure::<Z32>(&mut group, &format!("{name}, 32 bits"), (owners, queries), network);
     }
     group.finish();
+}
+
+fn measure<E: RingElement>(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    name: &str,
+    (owners, queries): (usize, usize),
+    network: fn(&mut Random) -> Network,
+) {
+    // Only what is asked for on the command line is prepared.
+    let prepared = LazyCell::new(|| {
+        let workload = Workload::<E>::new(owners, queries, network);
+        workload.print_parts(name);
+        workload
+    });
+    group.bench_function(name, |bencher| {
+        let workload = &*prepared;
+        bencher.iter_custom(|repeats| workload.time(repeats).0);
+    });
 }
 
 criterion_group!(benches, evaluations);

@@ -5,7 +5,7 @@ use concilium_mpc::linear::SharedMatrix;
 use concilium_mpc::shares::AdditiveShare;
 use concilium_network::program::Affine;
 use concilium_network::{Convolution, Operation};
-use concilium_ring::{Element, Z64};
+use concilium_ring::Element;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
 
 use crate::model::row;
@@ -16,27 +16,27 @@ use crate::windows::gather_windows;
 const WINDOW_ELEMENTS: usize = 1 << 15;
 
 /// The weights of an affine step as one server holds them.
-pub(crate) struct SharedAffine {
+pub(crate) struct SharedAffine<E: Element> {
     affine: Affine,
     /// The windows, unless the whole value is multiplied.
     convolution: Option<Convolution>,
-    kernels: Kernels,
+    kernels: Kernels<E>,
     /// One row, at scale 2f.
-    bias: Shares<Z64>,
+    bias: Shares<E>,
 }
 
-enum Kernels {
+enum Kernels<E: Element> {
     /// A matrix for each group.
-    Matrices(Vec<SharedMatrix<Z64>>),
+    Matrices(Vec<SharedMatrix<E>>),
     /// Windows with one result each, as in depthwise convolutions: a packed matrix of one column would
     /// be mostly padding. One row, group after group.
-    Vectors(Shares<Z64>),
+    Vectors(Shares<E>),
 }
 
-impl SharedAffine {
+impl<E: Element> SharedAffine<E> {
     /// Prepares the components of a checked step: the matrices, then the biases. `None` for a step that is
     /// no product with weights.
-    pub(crate) fn new(operation: &Operation, own: &[Z64], next: &[Z64]) -> Option<Self> {
+    pub(crate) fn new(operation: &Operation, own: &[E], next: &[E]) -> Option<Self> {
         let affine = operation.affine()?;
         let convolution = match operation {
             Operation::Convolution(convolution) => Some(*convolution),
@@ -44,10 +44,10 @@ impl SharedAffine {
         };
         let weights = affine.weights();
         let kernels = if affine.outer == 1 && !affine.is_dense() {
-            Kernels::Vectors(row(&own[..weights], &next[..weights]))
+            Kernels::Vectors(row(own[..weights].to_vec(), next[..weights].to_vec()))
         } else {
             let (size, shape) = (affine.inner * affine.outer, (affine.inner, affine.outer));
-            let matrix = |component: &'_ [Z64], group: usize| {
+            let matrix = |component: &'_ [E], group: usize| {
                 let elements = component[group * size..(group + 1) * size].to_vec();
                 ndarray::Array2::from_shape_vec(shape, elements).expect("the lengths were checked")
             };
@@ -57,16 +57,16 @@ impl SharedAffine {
             };
             Kernels::Matrices((0..affine.groups).map(shared).collect())
         };
-        let bias = row(&own[weights..], &next[weights..]);
+        let bias = row(own[weights..].to_vec(), next[weights..].to_vec());
         Some(SharedAffine { affine, convolution, kernels, bias })
     }
 
     pub(crate) fn memory_bytes(&self) -> usize {
         let kernels = match &self.kernels {
             Kernels::Matrices(matrices) => matrices.iter().map(SharedMatrix::memory_bytes).sum(),
-            Kernels::Vectors(weights) => 2 * weights.len() * Z64::BYTES,
+            Kernels::Vectors(weights) => 2 * weights.len() * E::BYTES,
         };
-        kernels + 2 * self.bias.len() * Z64::BYTES
+        kernels + 2 * self.bias.len() * E::BYTES
     }
 
     /// Adds this server's term of the product of a value with the weights, and of the bias, to `out`,
@@ -74,9 +74,9 @@ impl SharedAffine {
     /// communication.
     pub(crate) fn add_terms(
         &self,
-        own: ArrayView2<'_, Z64>,
-        next: ArrayView2<'_, Z64>,
-        mut out: ArrayViewMut2<'_, Z64>,
+        own: ArrayView2<'_, E>,
+        next: ArrayView2<'_, E>,
+        mut out: ArrayViewMut2<'_, E>,
     ) {
         let bias = self.bias.own();
         let bias = bias.as_slice().expect("one row is adjacent numbers");
@@ -100,10 +100,10 @@ impl SharedAffine {
     fn add_windows(
         &self,
         convolution: &Convolution,
-        matrices: &[SharedMatrix<Z64>],
-        own: ArrayView2<'_, Z64>,
-        next: ArrayView2<'_, Z64>,
-        mut out: ArrayViewMut2<'_, Z64>,
+        matrices: &[SharedMatrix<E>],
+        own: ArrayView2<'_, E>,
+        next: ArrayView2<'_, E>,
+        mut out: ArrayViewMut2<'_, E>,
     ) {
         let affine = &self.affine;
         // Pieces of one row, as many positions at a time as there is room for, or of whole rows.
@@ -111,7 +111,7 @@ impl SharedAffine {
         let rows = (WINDOW_ELEMENTS / (affine.inner * affine.positions)).clamp(1, own.nrows().max(1));
         let lines = rows * positions;
         // Reused by all pieces: overwritten each time, and erased when dropped.
-        let zeros = || Array2::from_elem((lines, affine.inner), Z64::ZERO);
+        let zeros = || Array2::from_elem((lines, affine.inner), E::ZERO);
         let (mut own_windows, mut next_windows) = (zeros(), zeros());
         let mut products = AdditiveShare::zeros(lines, affine.outer);
         for top in (0..own.nrows()).step_by(rows) {
@@ -127,7 +127,7 @@ impl SharedAffine {
                         gather_windows(convolution, group, positions.clone(), values, windows);
                     }
                     let mut terms = products.terms_mut().slice_mut(s![..lines, ..]);
-                    terms.fill(Z64::ZERO);
+                    terms.fill(E::ZERO);
                     let windows = [own_windows.slice(s![..lines, ..]), next_windows.slice(s![..lines, ..])];
                     matrix.multiply_add(windows[0], windows[1], terms.view_mut());
                     let terms = terms.as_slice().expect("it is in standard layout");
@@ -150,10 +150,10 @@ impl SharedAffine {
 
     fn add_vectors(
         &self,
-        weights: &Shares<Z64>,
-        own: ArrayView2<'_, Z64>,
-        next: ArrayView2<'_, Z64>,
-        mut out: ArrayViewMut2<'_, Z64>,
+        weights: &Shares<E>,
+        own: ArrayView2<'_, E>,
+        next: ArrayView2<'_, E>,
+        mut out: ArrayViewMut2<'_, E>,
     ) {
         let affine = &self.affine;
         let (first, second) = (weights.own(), weights.next());

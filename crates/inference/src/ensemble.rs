@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use concilium_ring::Z64;
 use thiserror::Error;
 
 use crate::model::SharedModel;
+use crate::ring::{PreparedModel, RingElement};
 
 /// Why models can't answer together.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -29,18 +31,18 @@ pub enum EnsembleError {
 
 /// The models of one task in the order in which all three servers evaluate them.
 #[derive(Clone)]
-pub struct Ensemble {
-    models: Vec<Arc<SharedModel>>,
+pub struct Ensemble<E: RingElement = Z64> {
+    models: Vec<Arc<SharedModel<E>>>,
 }
 
-impl Ensemble {
+impl<E: RingElement> Ensemble<E> {
     /// Joins models for a task with the given numbers of input features, classes and fractional
     /// bits.
     ///
     /// # Errors
     /// [`EnsembleError`] when there is none or one does not fit.
     pub fn new(
-        models: Vec<Arc<SharedModel>>,
+        models: Vec<Arc<SharedModel<E>>>,
         features: usize,
         classes: usize,
         fractional_bits: u32,
@@ -64,8 +66,30 @@ impl Ensemble {
         Ok(Ensemble { models })
     }
 
+    /// Joins models that were prepared in this ring, as [`Self::new`].
+    ///
+    /// # Errors
+    /// [`EnsembleError`] when there is none, or one is in another ring or does not fit.
+    pub fn of_prepared<'a>(
+        prepared: impl IntoIterator<Item = &'a PreparedModel>,
+        features: usize,
+        classes: usize,
+        fractional_bits: u32,
+    ) -> Result<Self, EnsembleError> {
+        let in_ring = |(model, prepared): (usize, &PreparedModel)| {
+            E::model(prepared).cloned().ok_or_else(|| EnsembleError::Differs {
+                model,
+                what: "bits in its ring",
+                expected: E::RING.bits() as usize,
+                found: prepared.architecture().ring.bits() as usize,
+            })
+        };
+        let models = prepared.into_iter().enumerate().map(in_ring).collect::<Result<_, _>>()?;
+        Self::new(models, features, classes, fractional_bits)
+    }
+
     /// The models.
-    pub fn models(&self) -> &[Arc<SharedModel>] {
+    pub fn models(&self) -> &[Arc<SharedModel<E>>] {
         &self.models
     }
 

@@ -10,15 +10,14 @@ use concilium_mpc::conversion::sum_bits;
 use concilium_mpc::linear::{SharedMatrix, rescale};
 use concilium_mpc::release::Aggregate;
 use concilium_mpc::shares::AdditiveShare;
-use concilium_mpc::{
-    Channel, MpcError, Party, PartyIndex, Shares, Stage, comparison, probability, selection, votes,
-};
+use concilium_mpc::{Channel, MpcError, Party, PartyIndex, Shares, Stage, comparison, probability, votes};
 use concilium_network::program::{MatrixProduct, Messages, Operation, evaluate};
 use concilium_ring::{Element, Z64};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Zip, s};
 
 use crate::ensemble::Ensemble;
 use crate::model::{SharedModel, SharedWeights};
+use crate::ring::RingElement;
 use crate::value::{Value, join};
 use crate::windows;
 
@@ -34,10 +33,10 @@ use crate::windows;
 ///
 /// # Errors
 /// [`MpcError`] when a message is lost or has the wrong length.
-pub fn histogram<C: Channel>(
+pub fn histogram<E: RingElement, C: Channel>(
     party: &mut Party<C>,
-    ensemble: &Ensemble,
-    input: &Shares<Z64>,
+    ensemble: &Ensemble<E>,
+    input: &Shares<E>,
 ) -> Result<Aggregate<Z64>, MpcError> {
     let queries = input.dim().0;
     let logits = logits(party, ensemble, input)?;
@@ -62,7 +61,7 @@ pub fn histogram<C: Channel>(
 /// [`MpcError`] when a message is lost or has the wrong length.
 pub fn probabilities<C: Channel>(
     party: &mut Party<C>,
-    ensemble: &Ensemble,
+    ensemble: &Ensemble<Z64>,
     input: &Shares<Z64>,
 ) -> Result<Aggregate<Z64>, MpcError> {
     let queries = input.dim().0;
@@ -74,7 +73,8 @@ pub fn probabilities<C: Channel>(
 }
 
 /// The logits of every model for every query, `[models * queries, classes]`: row `o * queries + q`
-/// is model o on query q.
+/// is model o on query q. They are right modulo 2 to the
+/// [known bits](concilium_network::Precision::known_bits), which the votes look at.
 ///
 /// # Cost
 /// For the deepest program, one round for each level of rescalings and the rounds of sign and selection
@@ -83,40 +83,41 @@ pub fn probabilities<C: Channel>(
 ///
 /// # Errors
 /// [`MpcError`] when a message is lost or has the wrong length.
-pub fn logits<C: Channel>(
+pub fn logits<E: RingElement, C: Channel>(
     party: &mut Party<C>,
-    ensemble: &Ensemble,
-    input: &Shares<Z64>,
-) -> Result<Shares<Z64>, MpcError> {
+    ensemble: &Ensemble<E>,
+    input: &Shares<E>,
+) -> Result<Shares<E>, MpcError> {
     run(party, ensemble, input, None)
 }
 
 /// As [`logits`], showing every step's result to `observe(step, owner, values)`: an owner that
-/// runs all three parties on its own model compares step by step with the plaintext.
+/// runs all three parties on its own model compares step by step with the plaintext. Values are right modulo
+/// 2 to the [known bits](concilium_network::Precision::known_bits).
 ///
 /// # Errors
 /// [`MpcError`] when a message is lost or has the wrong length.
 ///
 /// # Panics
 /// If the input has another number of features than the ensemble.
-pub fn logits_observed<C: Channel>(
+pub fn logits_observed<E: RingElement, C: Channel>(
     party: &mut Party<C>,
-    ensemble: &Ensemble,
-    input: &Shares<Z64>,
-    mut observe: impl FnMut(usize, usize, &Shares<Z64>),
-) -> Result<Shares<Z64>, MpcError> {
+    ensemble: &Ensemble<E>,
+    input: &Shares<E>,
+    mut observe: impl FnMut(usize, usize, &Shares<E>),
+) -> Result<Shares<E>, MpcError> {
     run(party, ensemble, input, Some(&mut observe))
 }
 
 /// Sees a step's position, the model's position and its values.
-type Observer<'a> = &'a mut dyn FnMut(usize, usize, &Shares<Z64>);
+type Observer<'a, E> = &'a mut dyn FnMut(usize, usize, &Shares<E>);
 
-fn run<C: Channel>(
+fn run<E: RingElement, C: Channel>(
     party: &mut Party<C>,
-    ensemble: &Ensemble,
-    input: &Shares<Z64>,
-    mut observe: Option<Observer<'_>>,
-) -> Result<Shares<Z64>, MpcError> {
+    ensemble: &Ensemble<E>,
+    input: &Shares<E>,
+    mut observe: Option<Observer<'_, E>>,
+) -> Result<Shares<E>, MpcError> {
     assert_eq!(input.dim().1, ensemble.features(), "the input has another number of features");
     let whole = Value::whole(Rc::new(input.columns(std::slice::from_ref(&(0..ensemble.features())))));
     let mut owners: Vec<_> = ensemble.models().iter().map(|model| Owner::new(model, whole.clone())).collect();
@@ -156,12 +157,12 @@ fn run<C: Channel>(
 }
 
 /// Shows a step's result and keeps it.
-fn finish(
-    owners: &mut [Owner<'_>],
+fn finish<E: RingElement>(
+    owners: &mut [Owner<'_, E>],
     owner: usize,
     step: usize,
-    result: Value,
-    observe: &mut Option<Observer<'_>>,
+    result: Value<E>,
+    observe: &mut Option<Observer<'_, E>>,
 ) {
     if let Some(observe) = observe {
         observe(step, owner, &result.to_shares());
@@ -170,18 +171,18 @@ fn finish(
 }
 
 /// One model under way.
-struct Owner<'a> {
-    model: &'a SharedModel,
+struct Owner<'a, E: RingElement> {
+    model: &'a SharedModel<E>,
     /// By step, what functions have selected and not yet added up.
-    hinges: BTreeMap<usize, Value>,
+    hinges: BTreeMap<usize, Value<E>>,
     /// The values that are still needed.
-    values: Vec<Option<Value>>,
+    values: Vec<Option<Value<E>>>,
     /// How often each value is still needed.
     left: Vec<usize>,
 }
 
-impl<'a> Owner<'a> {
-    fn new(model: &'a SharedModel, input: Value) -> Self {
+impl<'a, E: RingElement> Owner<'a, E> {
+    fn new(model: &'a SharedModel<E>, input: Value<E>) -> Self {
         let mut values = vec![None; model.levels().len() + 1];
         values[0] = Some(input);
         Owner { model, values, left: model.uses().to_vec(), hinges: BTreeMap::new() }
@@ -214,9 +215,9 @@ impl<'a> Owner<'a> {
     }
 
     /// The result of a step without messages: the same on each component.
-    fn local(&self, step: usize) -> Value {
+    fn local(&self, step: usize) -> Value<E> {
         let count = self.model.architecture().steps[step].inputs.len();
-        let apply = |component: fn(&Value) -> ArrayView2<'_, Z64>, summands: Option<ArrayView2<'_, Z64>>| {
+        let apply = |component: fn(&Value<E>) -> ArrayView2<'_, E>, summands: Option<ArrayView2<'_, E>>| {
             let views: Vec<_> = (0..count).map(|place| component(self.taken(step, place))).collect();
             match (self.operation(step), summands) {
                 (Operation::Shift { positions, .. }, Some(summands)) => {
@@ -236,13 +237,13 @@ impl<'a> Owner<'a> {
     }
 
     /// Value number `place` among those that a step takes.
-    fn taken(&self, step: usize, place: usize) -> &Value {
+    fn taken(&self, step: usize, place: usize) -> &Value<E> {
         let value = self.model.architecture().steps[step].inputs[place];
         self.values[value].as_ref().expect("a value is kept until its last use")
     }
 
     /// Keeps a result, and frees what was needed for the last time.
-    fn finish(&mut self, step: usize, result: Value) {
+    fn finish(&mut self, step: usize, result: Value<E>) {
         self.values[step + 1] = Some(result);
         for &value in &self.model.architecture().steps[step].inputs {
             self.left[value] -= 1;
@@ -255,22 +256,22 @@ impl<'a> Owner<'a> {
         }
     }
 
-    fn into_logits(mut self) -> Shares<Z64> {
+    fn into_logits(mut self) -> Shares<E> {
         self.values.pop().flatten().expect("the last value is never freed").to_shares()
     }
 }
 
 /// The products and biases of all steps in `batch`, and one rescaling.
-fn rescale_batch<C: Channel>(
+fn rescale_batch<E: RingElement, C: Channel>(
     party: &mut Party<C>,
     dealer: PartyIndex,
-    owners: &[Owner<'_>],
+    owners: &[Owner<'_, E>],
     batch: &[(usize, usize)],
     fractional_bits: u32,
-) -> Result<Vec<Value>, MpcError> {
+) -> Result<Vec<Value<E>>, MpcError> {
     let rows = owners[batch[0].0].taken(batch[0].1, 0).rows();
     let size = |&(owner, step): &(usize, usize)| {
-        let owner: &Owner<'_> = &owners[owner];
+        let owner: &Owner<'_, E> = &owners[owner];
         match owner.operation(step) {
             Operation::MatrixProduct(product) => product.sizes()[2],
             operation => {
@@ -307,7 +308,7 @@ fn rescale_batch<C: Channel>(
 }
 
 /// Adds this server's term of the products of two values to `out`: x_i y_i + x_i y_{i+1} + x_{i+1} y_i.
-fn add_products(left: &Value, right: &Value, out: ArrayViewMut2<'_, Z64>) {
+fn add_products<E: RingElement>(left: &Value<E>, right: &Value<E>, out: ArrayViewMut2<'_, E>) {
     let (x, y) = (left, right);
     Zip::from(out).and(x.own()).and(x.next()).and(y.own()).and(y.next()).for_each(
         |term, &x_own, &x_next, &y_own, &y_next| *term += x_own * (y_own + y_next) + x_next * y_own,
@@ -315,16 +316,16 @@ fn add_products(left: &Value, right: &Value, out: ArrayViewMut2<'_, Z64>) {
 }
 
 /// Adds this server's term of the products of matrices, the same with sums over the inner dimension.
-fn add_matrix_products(
+fn add_matrix_products<E: RingElement>(
     product: &MatrixProduct,
-    left: &Value,
-    right: &Value,
-    mut out: ArrayViewMut2<'_, Z64>,
+    left: &Value<E>,
+    right: &Value<E>,
+    mut out: ArrayViewMut2<'_, E>,
 ) {
     for row in 0..left.rows() {
         for group in 0..product.groups {
             let [left_at, right_at, (start, [rows, columns])] = product.matrices(group);
-            let matrix = |component: ArrayView2<'_, Z64>, (start, [rows, columns]): (usize, [usize; 2])| {
+            let matrix = |component: ArrayView2<'_, E>, (start, [rows, columns]): (usize, [usize; 2])| {
                 let numbers = component.slice(s![row, start..start + rows * columns]).to_vec();
                 Array2::from_shape_vec((rows, columns), numbers).expect("the sizes were checked")
             };
@@ -344,24 +345,30 @@ fn add_matrix_products(
 
 /// Adds this server's term of a function: a constant, and what was selected at each knot times a public
 /// number.
-fn add_pieces(hinges: ArrayView2<'_, Z64>, changes: &[i64], start: i64, mut out: ArrayViewMut2<'_, Z64>) {
-    let start = Z64::from_signed(start);
+fn add_pieces<E: RingElement>(
+    hinges: ArrayView2<'_, E>,
+    changes: &[i64],
+    start: i64,
+    mut out: ArrayViewMut2<'_, E>,
+) {
+    let start = E::from_signed(start);
     out.mapv_inplace(|term| term + start);
     let size = out.ncols();
     for (knot, &change) in changes.iter().enumerate() {
         let selected = hinges.slice(s![.., knot * size..(knot + 1) * size]);
-        out.scaled_add(Z64::from_signed(change), &selected);
+        let change = E::from_signed(change);
+        out.zip_mut_with(&selected, |term, &selected| *term += change * selected);
     }
 }
 
 /// One comparison and one selection for all steps in `batch`.
-fn compare_batch<C: Channel>(
+fn compare_batch<E: RingElement, C: Channel>(
     party: &mut Party<C>,
     level: usize,
-    owners: &[Owner<'_>],
+    owners: &[Owner<'_, E>],
     batch: &[(usize, usize)],
     fractional_bits: u32,
-) -> Result<Vec<Value>, MpcError> {
+) -> Result<Vec<Value<E>>, MpcError> {
     let mut window = 2;
     let mut compared = Vec::with_capacity(batch.len());
     for &(owner, step) in batch {
@@ -388,8 +395,8 @@ fn compare_batch<C: Channel>(
     party.enter(Stage::Selection(layer_number(level)));
     let steps = batch.iter().any(|&(owner, step)| *owners[owner].operation(step) == Operation::Step);
     let answers = steps.then(|| {
-        let one = Z64::from_signed(1 << fractional_bits);
-        let answer = |(&(owner, step), value): (&(usize, usize), &Value)| {
+        let one = E::from_signed(1 << fractional_bits);
+        let answer = |(&(owner, step), value): (&(usize, usize), &Value<E>)| {
             if *owners[owner].operation(step) != Operation::Step {
                 return value.clone();
             }
@@ -399,7 +406,7 @@ fn compare_batch<C: Channel>(
         join(&batch.iter().zip(&compared).map(answer).collect::<Vec<_>>())
     });
     let choices = answers.as_ref().unwrap_or(&values);
-    let selected = selection::select_unless(party, dealer, &negative, choices)?;
+    let selected = E::select_unless(party, dealer, &negative, choices, fractional_bits)?;
     let sizes: Vec<usize> = compared.iter().map(Value::columns).collect();
     let results = Value::split(Rc::new(selected), &sizes);
     let finished = results.into_iter().zip(batch).map(|(result, &(owner, step))| {
@@ -413,7 +420,11 @@ fn compare_batch<C: Channel>(
 }
 
 /// One value, with each component changed by `function` according to another value's.
-fn combine(left: &Value, right: &Value, function: impl Fn(&mut Array2<Z64>, &ArrayView2<'_, Z64>)) -> Value {
+fn combine<E: RingElement>(
+    left: &Value<E>,
+    right: &Value<E>,
+    function: impl Fn(&mut Array2<E>, &ArrayView2<'_, E>),
+) -> Value<E> {
     let (mut own, mut next) = (left.own().to_owned(), left.next().to_owned());
     function(&mut own, &right.own());
     function(&mut next, &right.next());
@@ -421,9 +432,9 @@ fn combine(left: &Value, right: &Value, function: impl Fn(&mut Array2<Z64>, &Arr
 }
 
 /// A value minus each of some public numbers, which component 0 takes up at both of its holders.
-fn spread(server: PartyIndex, value: &Value, knots: &[i64]) -> Value {
-    let negated: Vec<Z64> = knots.iter().map(|&knot| Z64::from_signed(-knot)).collect();
-    let zeros = vec![Z64::ZERO; knots.len()];
+fn spread<E: RingElement>(server: PartyIndex, value: &Value<E>, knots: &[i64]) -> Value<E> {
+    let negated: Vec<E> = knots.iter().map(|&knot| E::from_signed(-knot)).collect();
+    let zeros = vec![<E as Element>::ZERO; knots.len()];
     let [own, next] = match server.number() {
         0 => [&negated, &zeros],
         1 => [&zeros, &zeros],
@@ -444,6 +455,6 @@ fn layer_number(level: usize) -> u32 {
 }
 
 /// The highest level of any model.
-fn deepest(ensemble: &Ensemble) -> usize {
+fn deepest<E: RingElement>(ensemble: &Ensemble<E>) -> usize {
     ensemble.models().iter().flat_map(|model| model.levels().iter().copied()).max().unwrap_or(0)
 }

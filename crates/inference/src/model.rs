@@ -3,18 +3,19 @@
 use concilium_mpc::Shares;
 use concilium_network::program::level::Levels;
 use concilium_network::program::uses;
-use concilium_network::{Architecture, ArchitectureError, FixedNetwork, Operation};
+use concilium_network::{Architecture, ArchitectureError, FixedNetwork, Operation, Ring};
 use concilium_ring::{Element, Z64};
 use thiserror::Error;
 
 use crate::affine::SharedAffine;
+use crate::ring::RingElement;
 
 /// The secret part of a step.
-pub(crate) enum SharedWeights {
+pub(crate) enum SharedWeights<E: Element> {
     /// Matrices and biases.
-    Affine(Box<SharedAffine>),
+    Affine(Box<SharedAffine<E>>),
     /// One row, at scale f: the summands of a shift.
-    Shift(Shares<Z64>),
+    Shift(Shares<E>),
 }
 
 /// Why a server can't use a model's share.
@@ -24,6 +25,14 @@ pub enum ModelError {
     /// The public part is not sound.
     #[error("the architecture is refused: {0}")]
     Architecture(#[from] ArchitectureError),
+    /// The architecture is in another ring.
+    #[error("the model is for a ring of {found} bits, but is evaluated in one of {expected}; share it again")]
+    Ring {
+        /// The ring of the evaluation.
+        expected: Ring,
+        /// The ring of the architecture.
+        found: Ring,
+    },
     /// A component has the wrong number of elements.
     #[error(
         "a component holds {received} parameters, but the architecture has {expected}; share the model again"
@@ -38,38 +47,42 @@ pub enum ModelError {
 
 /// A network's weights and biases in the order in which they are shared: step by step the weights,
 /// `[groups, inner, outer]` in row-major order at scale 2^f, then the biases at scale 2^2f (those of a
-/// shift at scale 2^f).
+/// shift at scale 2^f), modulo the ring's modulus.
 ///
 /// The elements are the owner's secret; they are meant to go straight into
 /// [`concilium_mpc::input::deal`].
-pub fn flatten(network: &FixedNetwork) -> Vec<Z64> {
+pub fn flatten<E: Element>(network: &FixedNetwork) -> Vec<E> {
     let mut elements = Vec::with_capacity(network.architecture().parameter_count());
     for weights in network.steps().iter().filter_map(|step| step.weights.as_ref()) {
-        elements.extend(weights.matrices.iter().chain(&weights.bias).map(|&value| Z64::from_signed(value)));
+        elements.extend(weights.matrices.iter().chain(&weights.bias).map(|&value| E::from_signed(value)));
     }
     elements
 }
 
 /// One server's share of an owner's network, prepared for evaluation.
 ///
-/// Memory: 16 bytes a weight (two elements), padded to whole panels of columns.
-pub struct SharedModel {
+/// Memory: two elements a weight, 16 bytes in the ring of 64 bits and 8 in that of 32, padded to whole panels of columns.
+pub struct SharedModel<E: RingElement = Z64> {
     architecture: Architecture,
     /// The level of each step.
     levels: Vec<usize>,
     /// How often each value is used.
     uses: Vec<usize>,
     /// The weights of each step that has some.
-    weights: Vec<Option<SharedWeights>>,
+    weights: Vec<Option<SharedWeights<E>>>,
 }
 
-impl SharedModel {
+impl<E: RingElement> SharedModel<E> {
     /// Prepares server i's components i (`own`) and i + 1 (`next`), in the order of [`flatten`].
     ///
     /// # Errors
-    /// [`ModelError`] when the architecture is not sound or a component has the wrong length.
-    pub fn new(architecture: Architecture, own: &[Z64], next: &[Z64]) -> Result<Self, ModelError> {
+    /// [`ModelError`] when the architecture is not sound or of another ring, or a component has the wrong
+    /// length.
+    pub fn new(architecture: Architecture, own: &[E], next: &[E]) -> Result<Self, ModelError> {
         architecture.validate()?;
+        if architecture.ring != E::RING {
+            return Err(ModelError::Ring { expected: E::RING, found: architecture.ring });
+        }
         let expected = architecture.parameter_count();
         for component in [own, next] {
             if component.len() != expected {
@@ -85,7 +98,7 @@ impl SharedModel {
                 start = range.end;
                 let (own, next) = (&own[range.clone()], &next[range]);
                 match &step.operation {
-                    Operation::Shift { .. } => Some(SharedWeights::Shift(row(own, next))),
+                    Operation::Shift { .. } => Some(SharedWeights::Shift(row(own.to_vec(), next.to_vec()))),
                     operation => SharedAffine::new(operation, own, next)
                         .map(|affine| SharedWeights::Affine(Box::new(affine))),
                 }
@@ -110,22 +123,22 @@ impl SharedModel {
     }
 
     /// The secret part of step `step`, if it has one.
-    pub(crate) fn weights(&self, step: usize) -> Option<&SharedWeights> {
+    pub(crate) fn weights(&self, step: usize) -> Option<&SharedWeights<E>> {
         self.weights[step].as_ref()
     }
 
     /// Bytes of memory that the weights take on this server.
     pub fn memory_bytes(&self) -> usize {
-        let bytes = |weights: &SharedWeights| match weights {
+        let bytes = |weights: &SharedWeights<E>| match weights {
             SharedWeights::Affine(affine) => affine.memory_bytes(),
-            SharedWeights::Shift(summands) => 2 * summands.len() * Z64::BYTES,
+            SharedWeights::Shift(summands) => 2 * summands.len() * E::BYTES,
         };
         self.weights.iter().flatten().map(bytes).sum()
     }
 }
 
 /// One row of shares.
-pub(crate) fn row(own: &[Z64], next: &[Z64]) -> Shares<Z64> {
-    let array = |elements: &[Z64]| ndarray::Array1::from_vec(elements.to_vec()).insert_axis(ndarray::Axis(0));
+pub(crate) fn row<E: Element>(own: Vec<E>, next: Vec<E>) -> Shares<E> {
+    let array = |elements: Vec<E>| ndarray::Array1::from_vec(elements).insert_axis(ndarray::Axis(0));
     Shares::new(array(own), array(next))
 }

@@ -4,26 +4,26 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use concilium_mpc::Shares;
-use concilium_ring::Z64;
+use concilium_ring::Element;
 use ndarray::{ArrayView2, s};
 
 /// Columns of a shared matrix, `[rows, columns]`. A batch gives one matrix for all of its steps, which
 /// is freed with the last value in it, so that results need not be copied apart.
 #[derive(Clone)]
-pub(crate) struct Value {
-    matrix: Rc<Shares<Z64>>,
+pub(crate) struct Value<E: Element> {
+    matrix: Rc<Shares<E>>,
     columns: Range<usize>,
 }
 
-impl Value {
+impl<E: Element> Value<E> {
     /// All columns of a matrix.
-    pub(crate) fn whole(matrix: Rc<Shares<Z64>>) -> Self {
+    pub(crate) fn whole(matrix: Rc<Shares<E>>) -> Self {
         let columns = 0..matrix.dim().1;
         Value { matrix, columns }
     }
 
     /// The columns of a matrix as values of the given sizes, from left to right.
-    pub(crate) fn split(matrix: Rc<Shares<Z64>>, sizes: &[usize]) -> Vec<Self> {
+    pub(crate) fn split(matrix: Rc<Shares<E>>, sizes: &[usize]) -> Vec<Self> {
         let mut start = 0;
         let part = |&size: &usize| {
             let columns = start..start + size;
@@ -42,23 +42,23 @@ impl Value {
     }
 
     /// Component i of server i.
-    pub(crate) fn own(&self) -> ArrayView2<'_, Z64> {
+    pub(crate) fn own(&self) -> ArrayView2<'_, E> {
         self.matrix.own().slice_move(s![.., self.columns.clone()])
     }
 
     /// Component i + 1 of server i.
-    pub(crate) fn next(&self) -> ArrayView2<'_, Z64> {
+    pub(crate) fn next(&self) -> ArrayView2<'_, E> {
         self.matrix.next().slice_move(s![.., self.columns.clone()])
     }
 
-    pub(crate) fn to_shares(&self) -> Shares<Z64> {
+    pub(crate) fn to_shares(&self) -> Shares<E> {
         self.matrix.columns(std::slice::from_ref(&self.columns))
     }
 }
 
 /// The values side by side; without a copy where they are so already, as after a rescaling whose
 /// results are all compared.
-pub(crate) fn join(values: &[Value]) -> Rc<Shares<Z64>> {
+pub(crate) fn join<E: Element>(values: &[Value<E>]) -> Rc<Shares<E>> {
     let mut end = 0;
     let in_place = values.iter().all(|value| {
         let follows = value.columns.start == end && Rc::ptr_eq(&value.matrix, &values[0].matrix);

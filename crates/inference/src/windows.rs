@@ -7,14 +7,14 @@ use std::ops::Range;
 
 use concilium_network::Convolution;
 use concilium_network::program::gather::{Axis, Gather, Piece};
-use concilium_ring::{Element, Z64};
+use concilium_ring::Element;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 /// A [`Gather`] of values `[rows, size]` whose rows are adjacent numbers.
-pub(crate) fn gather(gather: &Gather, values: &[ArrayView2<'_, Z64>]) -> Array2<Z64> {
+pub(crate) fn gather<E: Element>(gather: &Gather, values: &[ArrayView2<'_, E>]) -> Array2<E> {
     let counts: Vec<usize> =
         gather.pieces.iter().map(|piece| piece.axes.iter().map(count).product()).collect();
-    let mut gathered = Array2::from_elem((values[0].nrows(), counts.iter().sum()), Z64::ZERO);
+    let mut gathered = Array2::from_elem((values[0].nrows(), counts.iter().sum()), E::ZERO);
     let mut first = 0;
     for (piece, count) in gather.pieces.iter().zip(counts) {
         gather_piece(piece, values[piece.value], gathered.view_mut(), first);
@@ -39,7 +39,12 @@ fn place(axis: &Axis, index: usize) -> Option<i64> {
 }
 
 /// Writes a piece to the columns from `first` on, which hold zeros.
-fn gather_piece(piece: &Piece, value: ArrayView2<'_, Z64>, mut out: ArrayViewMut2<'_, Z64>, first: usize) {
+fn gather_piece<E: Element>(
+    piece: &Piece,
+    value: ArrayView2<'_, E>,
+    mut out: ArrayViewMut2<'_, E>,
+    first: usize,
+) {
     let single = Axis::Regular(1, 0);
     let (last, outer) = piece.axes.split_last().unwrap_or((&single, &[]));
     let length = count(last);
@@ -65,7 +70,7 @@ fn gather_piece(piece: &Piece, value: ArrayView2<'_, Z64>, mut out: ArrayViewMut
     }
 }
 
-fn copy_run(axis: &Axis, start: i64, source: &[Z64], target: &mut [Z64]) {
+fn copy_run<E: Element>(axis: &Axis, start: i64, source: &[E], target: &mut [E]) {
     match axis {
         Axis::Regular(count, 1) => target.copy_from_slice(&source[start as usize..start as usize + count]),
         Axis::Regular(_, stride) => {
@@ -85,12 +90,12 @@ fn copy_run(axis: &Axis, start: i64, source: &[Z64], target: &mut [Z64]) {
 
 /// Overwrites `windows` with the windows of a group at `positions`, for all rows of `values`: row
 /// `r * positions.len() + p` is that of row `r` at the p-th position, in the order channel, row, column.
-pub(crate) fn gather_windows(
+pub(crate) fn gather_windows<E: Element>(
     convolution: &Convolution,
     group: usize,
     positions: Range<usize>,
-    values: ArrayView2<'_, Z64>,
-    windows: &mut [Z64],
+    values: ArrayView2<'_, E>,
+    windows: &mut [E],
 ) {
     let [height, width] = convolution.size;
     let [kernel_height, kernel_width] = convolution.kernel;
@@ -112,7 +117,7 @@ pub(crate) fn gather_windows(
                 let channel = group * channels + run / kernel_height;
                 let row = top + run % kernel_height * convolution.dilations[0];
                 let Some(row) = row.checked_sub(convolution.pads[0]).filter(|&row| row < height) else {
-                    target.fill(Z64::ZERO);
+                    target.fill(E::ZERO);
                     continue;
                 };
                 let line = &value[(channel * height + row) * width..][..width];
@@ -122,7 +127,7 @@ pub(crate) fn gather_windows(
                 }
                 for (tap, target) in target.iter_mut().enumerate() {
                     let column = (left + tap * convolution.dilations[1]).checked_sub(convolution.pads[1]);
-                    *target = column.and_then(|column| line.get(column)).copied().unwrap_or(Z64::ZERO);
+                    *target = column.and_then(|column| line.get(column)).copied().unwrap_or(E::ZERO);
                 }
             }
         }
@@ -132,6 +137,7 @@ pub(crate) fn gather_windows(
 #[cfg(test)]
 mod tests {
     use concilium_network::program::{Affine, Operation, evaluate};
+    use concilium_ring::Z64;
     use proptest::prelude::*;
 
     use super::*;

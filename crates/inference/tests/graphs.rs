@@ -3,23 +3,24 @@
 
 mod support;
 
-use concilium_inference::logits;
-use concilium_mpc::Shares;
-use concilium_mpc::local::{reconstruct, run, share};
+use concilium_inference::{RingElement, logits};
+use concilium_mpc::local::{reconstruct, run};
 use concilium_network::program::gather::{Axis, Gather, Piece};
 use concilium_network::{
-    Convolution, FixedNetwork, Function, InputDomain, MatrixProduct, Network, Operation, Rounding, Step,
-    Weights, quantise,
+    Convolution, Function, InputDomain, MatrixProduct, Network, Operation, QuantiseError, Ring, Rounding,
+    Step, Weights, quantise,
 };
-use concilium_ring::{Element, Z64};
-use ndarray::{Array1, Array2, Array3};
+use concilium_ring::{Element, Z32, Z64};
+use ndarray::{Array1, Array3};
 use proptest::prelude::*;
-use support::{FRACTIONAL_BITS, Random, check_every_step, ensembles};
+use support::{FRACTIONAL_BITS, Random, World, check_every_step, precision, world_of};
 
 const CHANNELS: usize = 2;
 const SIDE: usize = 4;
 const FEATURES: usize = CHANNELS * SIDE * SIDE;
 const CLASSES: usize = 3;
+/// Kinds of programs that the ring of 32 bits evaluates.
+const IN_32_BITS: [usize; 4] = [0, 1, 6, 7];
 
 fn image(channels: [usize; 2], groups: usize, pads: [usize; 4]) -> Convolution {
     Convolution {
@@ -106,6 +107,14 @@ fn program(random: &mut Random, kind: usize) -> Network {
                 plain(&[3, 2], shape(1, 2, FEATURES / 2, 2)),
             ]
         }
+        // Answers times what is compared again, so that no product takes a product.
+        7 => vec![
+            plain(&[0], Operation::Step),
+            affine(random, 0, same(1)),
+            plain(&[2, 0], Operation::Maximum),
+            plain(&[1, 3], Operation::Multiply),
+            plain(&[4], Operation::Relu),
+        ],
         // Sums of windows, and no rectifier at all.
         _ => vec![plain(
             &[0],
@@ -114,7 +123,7 @@ fn program(random: &mut Random, kind: usize) -> Network {
     };
     let inputs = match kind {
         5 => 4,
-        6.. => CHANNELS * 3,
+        6 => CHANNELS * 3,
         _ => FEATURES,
     };
     let last = steps.len();
@@ -127,25 +136,9 @@ fn halves_of(value: usize) -> Piece {
     Piece { value, offset: 0, axes: vec![Axis::Regular(FEATURES / 2, 1)] }
 }
 
-struct World {
-    networks: Vec<FixedNetwork>,
-    input: Array2<i64>,
-    shares: [Shares<Z64>; 3],
-}
-
-fn world(seed: u64, kinds: &[usize], rows: usize) -> World {
-    let mut random = Random(seed);
-    let domain = InputDomain::new(vec![FEATURES], vec![-1.0], vec![1.0]).expect("the domain is sound");
-    let networks: Vec<_> = kinds
-        .iter()
-        .map(|&kind| {
-            quantise(&program(&mut random, kind), &domain, FRACTIONAL_BITS).expect("headroom is left")
-        })
-        .collect();
-    let drawn = Array2::from_shape_simple_fn((rows, FEATURES), || random.uniform(1.0));
-    let input = domain.encode(drawn.view(), FRACTIONAL_BITS).expect("inputs lie in the domain");
-    let shares = share(seed ^ 0x1234, &input.mapv(Z64::from_signed));
-    World { networks, input, shares }
+/// A world of programs of these kinds.
+fn world<E: RingElement>(seed: u64, kinds: &[usize], rows: usize) -> World<E> {
+    world_of(seed, kinds.len(), FEATURES, rows, |random, owner| program(random, kinds[owner]))
 }
 
 proptest! {
@@ -154,13 +147,24 @@ proptest! {
     #[test]
     fn every_step_of_every_program_is_what_truncation_allows(
         seed: u64,
-        kinds in prop::collection::vec(0usize..7, 1..6),
+        kinds in prop::collection::vec(0usize..8, 1..6),
         rows in 1usize..4,
     ) {
-        let world = world(seed, &kinds, rows);
-        let ensembles = ensembles(seed, &world.networks);
-        let World { networks, input, shares } = &world;
-        let checked = check_every_step(seed, networks, &ensembles, input, shares);
+        let world = world::<Z64>(seed, &kinds, rows);
+        let World { networks, ensembles, input, shares } = &world;
+        let checked = check_every_step(seed, networks, ensembles, input, shares);
+        checked.map_err(|error| TestCaseError::fail(format!("kinds {kinds:?}, {error}")))?;
+    }
+
+    #[test]
+    fn every_step_in_the_ring_of_32_bits_is_what_truncation_allows(
+        seed: u64,
+        kinds in prop::collection::vec(prop::sample::select(IN_32_BITS.to_vec()), 1..6),
+        rows in 1usize..4,
+    ) {
+        let world = world::<Z32>(seed, &kinds, rows);
+        let World { networks, ensembles, input, shares } = &world;
+        let checked = check_every_step(seed, networks, ensembles, input, shares);
         checked.map_err(|error| TestCaseError::fail(format!("kinds {kinds:?}, {error}")))?;
     }
 }
@@ -169,11 +173,10 @@ proptest! {
 #[test]
 fn different_programs_share_their_rounds() {
     let rounds = |kinds: &[usize], rows| {
-        let world = world(17, kinds, rows);
-        let ensembles = ensembles(17, &world.networks);
+        let world = world::<Z64>(17, kinds, rows);
         let [rounds, ..] = run(17, |party| {
             let place = party.index().number();
-            logits(party, &ensembles[place], &world.shares[place]).expect("local links do not fail");
+            logits(party, &world.ensembles[place], &world.shares[place]).expect("local links do not fail");
             party.traffic().rounds
         });
         rounds
@@ -191,11 +194,10 @@ fn different_programs_share_their_rounds() {
 #[test]
 fn logits_of_programs_stay_within_their_proven_bounds() {
     let kinds = [0, 1, 2, 3, 4, 5, 6];
-    let world = world(23, &kinds, 4);
-    let ensembles = ensembles(23, &world.networks);
+    let world = world::<Z64>(23, &kinds, 4);
     let found = reconstruct(&run(23, |party| {
         let place = party.index().number();
-        logits(party, &ensembles[place], &world.shares[place]).expect("local links do not fail")
+        logits(party, &world.ensembles[place], &world.shares[place]).expect("local links do not fail")
     }));
     let unit = (-f64::from(FRACTIONAL_BITS)).exp2();
     for (owner, network) in world.networks.iter().enumerate() {
@@ -206,4 +208,25 @@ fn logits_of_programs_stay_within_their_proven_bounds() {
             assert!(difference <= 2.0 * network.error_bound(), "owner {owner}: off by {difference}");
         }
     }
+}
+
+/// What the ring of 32 bits cannot evaluate is refused by step, operation and remedy.
+#[test]
+fn programs_that_need_the_ring_of_64_bits_are_refused() {
+    let domain = InputDomain::new(vec![FEATURES], vec![-1.0], vec![1.0]).expect("the domain is sound");
+    for kind in 0..8 {
+        let network = program(&mut Random(3), kind);
+        let fixed = quantise(&network, &domain, precision::<Z32>());
+        assert_eq!(fixed.is_ok(), IN_32_BITS.contains(&kind), "kind {kind}");
+        let Err(error) = fixed else { continue };
+        assert!(matches!(error, QuantiseError::NeedsWideRing { .. }), "kind {kind}: {error}");
+        let told = error.to_string();
+        for part in ["step ", "the task's ring has 32 bits", "a task with a ring of 64 bits"] {
+            assert!(told.contains(part), "kind {kind}: {told}");
+        }
+        let expected = ["", "", "dense", "exponential", "dense", "tanh"][kind];
+        assert!(told.contains(&format!("it is {expected}")), "kind {kind}: {told}");
+        assert!(quantise(&network, &domain, precision::<Z64>()).is_ok());
+    }
+    assert_eq!(precision::<Z32>().ring, Ring::Bits32);
 }

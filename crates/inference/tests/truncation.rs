@@ -8,13 +8,14 @@
 
 mod support;
 
+use concilium_inference::RingElement;
 use concilium_mpc::local::share;
 use concilium_network::{
-    Convolution, FixedNetwork, InputDomain, Network, Operation, Rounding, Step, Weights, quantise,
+    Convolution, FixedNetwork, InputDomain, Network, Operation, Precision, Rounding, Step, Weights, quantise,
 };
-use concilium_ring::{Element, Z64};
+use concilium_ring::{Z32, Z64};
 use ndarray::{Array1, Array2, Array3};
-use support::{FRACTIONAL_BITS, Random, ensembles, open_every_step, taken};
+use support::{Random, ensembles, open_every_step, precision, taken};
 
 /// Deviations from the expected number of roundings up that are taken for a bias.
 const DEVIATIONS: f64 = 6.0;
@@ -79,7 +80,7 @@ impl Group {
 fn deviations(network: &FixedNetwork, input: &Array2<i64>, results: &[Array2<i64>]) -> Vec<f64> {
     let mut groups = [Group::default(); GROUPS];
     let mut all = Group::default();
-    let unit = 1_i64 << FRACTIONAL_BITS;
+    let unit = 1_i64 << network.fractional_bits();
     for (index, result) in results.iter().enumerate() {
         let Some(exact) = network.unrounded(index, &taken(network, index, input, results)) else { continue };
         for (&exact, &rounded) in exact.iter().zip(result) {
@@ -104,23 +105,22 @@ fn worst(deviations: &[f64]) -> f64 {
 }
 
 /// A network and an input for it.
-fn setting() -> (u64, FixedNetwork, Array2<i64>) {
+fn setting(precision: Precision) -> (u64, FixedNetwork, Array2<i64>) {
     let seed = std::env::var("CONCILIUM_TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(20);
     eprintln!("CONCILIUM_TEST_SEED={seed}");
     let mut random = Random(seed);
     let domain = InputDomain::new(vec![SIDE * SIDE], vec![-1.0], vec![1.0]).expect("the domain is sound");
-    let network = quantise(&network(&mut random), &domain, FRACTIONAL_BITS).expect("headroom is left");
+    let network = quantise(&network(&mut random), &domain, precision).expect("headroom is left");
     let drawn = Array2::from_shape_simple_fn((ROWS, SIDE * SIDE), || random.uniform(1.0));
-    let input = domain.encode(drawn.view(), FRACTIONAL_BITS).expect("inputs lie in the domain");
+    let input = domain.encode(drawn.view(), precision.fractional_bits).expect("inputs lie in the domain");
     (seed, network, input)
 }
 
-#[test]
-fn roundings_of_a_convolutional_network_have_no_bias() {
-    let (seed, network, input) = setting();
+fn roundings_have_no_bias<E: RingElement>() {
+    let (seed, network, input) = setting(precision::<E>());
     let networks = [network];
-    let ensembles = ensembles(seed, &networks);
-    let shares = share(seed ^ 0x77, &input.mapv(Z64::from_signed));
+    let ensembles = ensembles::<E>(seed, &networks);
+    let shares = share(seed ^ 0x77, &input.mapv(E::from_signed));
     let opened = open_every_step(seed, &networks, &ensembles, &shares).expect("all parties answer");
     let found = deviations(&networks[0], &input, &opened[0]);
     eprintln!("deviations by the part that is cut off, and of all: {found:.2?}");
@@ -128,8 +128,18 @@ fn roundings_of_a_convolutional_network_have_no_bias() {
 }
 
 #[test]
+fn roundings_of_a_convolutional_network_have_no_bias() {
+    roundings_have_no_bias::<Z64>();
+}
+
+#[test]
+fn roundings_in_the_ring_of_32_bits_have_no_bias() {
+    roundings_have_no_bias::<Z32>();
+}
+
+#[test]
 fn rounding_down_or_to_the_nearest_would_be_found() {
-    let (_, network, input) = setting();
+    let (_, network, input) = setting(precision::<Z64>());
     let down = deviations(&network, &input, &network.trace(input.view(), Rounding::Down));
     assert!(down[GROUPS] < -10.0 * DEVIATIONS, "{down:?}");
     // To the nearest has hardly a bias over all numbers, but one for every part that is cut off.

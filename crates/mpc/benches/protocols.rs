@@ -15,11 +15,11 @@ use concilium_mpc::comparison::sign;
 use concilium_mpc::conversion::sum_bits;
 use concilium_mpc::linear::rescale;
 use concilium_mpc::local::{LocalChannel, run, share, share_bits, shared_randomness};
-use concilium_mpc::selection::select_unless;
+use concilium_mpc::selection::{select_unless, widen_unless};
 use concilium_mpc::shares::AdditiveShare;
 use concilium_mpc::votes::one_hot_argmax;
-use concilium_mpc::{Party, PartyIndex, Shares};
-use concilium_ring::Z64;
+use concilium_mpc::{BitShares, Party, PartyIndex, Shares};
+use concilium_ring::{Element, Z32, Z64};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
 const DEALER: PartyIndex = PartyIndex::ALL[0];
@@ -42,7 +42,7 @@ fn time(repeats: u64, protocol: impl Fn(&mut Party<LocalChannel>) + Sync) -> Dur
     times.into_iter().max().expect("there are three parties")
 }
 
-fn numbers(rows: usize, columns: usize) -> [Shares<Z64>; 3] {
+fn numbers<E: Element>(rows: usize, columns: usize) -> [Shares<E>; 3] {
     let mut random = Random(7);
     share(3, &matrix(rows, columns, || random.signed(20)))
 }
@@ -84,7 +84,7 @@ fn comparisons(criterion: &mut Criterion) {
     for window in [20, 32] {
         let mut group = criterion.benchmark_group(format!("sign in a window of {window} bits"));
         for count in SIZES {
-            let x = numbers(1, count);
+            let x = numbers::<Z64>(1, count);
             group.throughput(Throughput::Elements(count as u64));
             group.bench_function(format!("{count} values"), |bencher| {
                 bencher.iter_custom(|repeats| {
@@ -100,9 +100,14 @@ fn comparisons(criterion: &mut Criterion) {
 }
 
 fn rescalings(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("rescaling");
+    rescalings_in_ring::<Z64>(criterion, "rescaling");
+    rescalings_in_ring::<Z32>(criterion, "rescaling, 32 bits");
+}
+
+fn rescalings_in_ring<E: Element>(criterion: &mut Criterion, name: &str) {
+    let mut group = criterion.benchmark_group(name);
     for count in SIZES {
-        let x = numbers(1, count);
+        let x = numbers::<E>(1, count);
         let bounds = vec![30; count];
         group.throughput(Throughput::Elements(count as u64));
         group.bench_function(format!("{count} values"), |bencher| {
@@ -119,9 +124,22 @@ fn rescalings(criterion: &mut Criterion) {
 }
 
 fn selections(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("selection");
+    selections_in_ring::<Z64>(criterion, "selection", |party, bits, x| {
+        black_box(select_unless(party, DEALER, bits, x).expect("local"));
+    });
+    selections_in_ring::<Z32>(criterion, "selection that widens, 32 bits", |party, bits, x| {
+        black_box(widen_unless(party, DEALER, bits, x, 22).expect("local"));
+    });
+}
+
+fn selections_in_ring<E: Element>(
+    criterion: &mut Criterion,
+    name: &str,
+    select: fn(&mut Party<LocalChannel>, &BitShares, &Shares<E>),
+) {
+    let mut group = criterion.benchmark_group(name);
     for count in SIZES {
-        let x = numbers(1, count);
+        let x = numbers::<E>(1, count);
         let mut random = Random(11);
         let plain: Vec<bool> = (0..count).map(|_| random.word() & 1 == 1).collect();
         let bits = share_bits(5, &plain);
@@ -130,7 +148,7 @@ fn selections(criterion: &mut Criterion) {
             bencher.iter_custom(|repeats| {
                 time(repeats, |party| {
                     let place = party.index().number();
-                    black_box(select_unless(party, DEALER, &bits[place], &x[place]).expect("local"));
+                    select(party, &bits[place], &x[place]);
                 })
             });
         });
@@ -141,7 +159,7 @@ fn selections(criterion: &mut Criterion) {
 fn argmax(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("one-hot argmax of ten classes and its sum");
     for rows in [50, 6_400] {
-        let x = numbers(rows, 10);
+        let x = numbers::<Z64>(rows, 10);
         group.throughput(Throughput::Elements(rows as u64));
         group.bench_function(format!("{rows} rows"), |bencher| {
             bencher.iter_custom(|repeats| {

@@ -54,7 +54,13 @@ pub fn sign(count: usize, window: u32) -> Cost {
 /// [Selection](crate::selection::select_unless) of `count` elements.
 pub fn select(count: usize, element_bytes: usize) -> Cost {
     let bytes = (count * element_bytes) as u64;
-    Cost { rounds: 2, bytes: [3 * bytes, bytes, bytes] }
+    Cost { rounds: 2, bytes: [selection::ELEMENTS as u64 * bytes, bytes, bytes] }
+}
+
+/// [Selection that widens](crate::selection::widen_unless) of `count` elements.
+pub fn widen(count: usize, element_bytes: usize) -> Cost {
+    let bytes = (count * element_bytes) as u64;
+    Cost { rounds: 2, bytes: [selection::WIDENING_ELEMENTS as u64 * bytes, bytes, bytes] }
 }
 
 /// [One-hot argmax](crate::votes::one_hot_argmax) of `rows` rows.
@@ -184,6 +190,7 @@ pub fn markdown_table() -> String {
     let and = |factors: usize| polynomials(&[Polynomial::product((0..factors).collect())], many);
     let mut rows: Vec<(String, Cost, usize)> = vec![
         ("rescale, one element of Z_2^64".into(), rescale(many, 8), many),
+        ("rescale, one element of Z_2^32, of which 32 - f bits are used".into(), rescale(many, 4), many),
         ("AND of two bits".into(), and(2), many),
         ("AND of four bits".into(), and(4), many),
     ];
@@ -191,6 +198,7 @@ pub fn markdown_table() -> String {
         rows.push((format!("sign, {window}-bit window"), sign(many, window), many));
     }
     rows.push(("selection (bit times value), one element of Z_2^64".into(), select(many, 8), many));
+    rows.push(("selection that widens to Z_2^32, one element".into(), widen(many, 4), many));
     for classes in [2, 10] {
         let name = format!("one-hot argmax, {classes} classes, 32-bit window, one row");
         rows.push((name, one_hot_argmax(many, classes, 32), many));

@@ -2,8 +2,8 @@
 //!
 //! The dealer (a client or an owner) draws two seeds. Components 0 and 1 are their expansions and
 //! component 2 is the value minus both. Server 0 gets two seeds, server 1 a seed and data, server 2
-//! data and a seed: eight bytes for each element to two of the servers, nothing but seeds to the
-//! third.
+//! data and a seed: the element's bytes for each element to two of the servers, nothing but seeds to
+//! the third.
 
 use aes::Aes256;
 use concilium_ring::Element;

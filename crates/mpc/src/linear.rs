@@ -15,7 +15,7 @@ pub(crate) const RESCALE_MESSAGES: [(usize, usize); 3] = [(0, 1), (1, 2), (2, 1)
 ///
 /// Server i keeps `W_i + W_{i+1}` and `W_i`: its term of a product `x W` is
 /// `x_i (W_i + W_{i+1}) + x_{i+1} W_i`, two products without communication. Memory: two elements a
-/// weight, 16 bytes in Z_2^64.
+/// weight, 16 bytes in Z_2^64 and 8 in Z_2^32.
 pub struct SharedMatrix<E: Element> {
     sum: PackedMatrix<E>,
     own: PackedMatrix<E>,
@@ -70,7 +70,8 @@ impl<E: Element> SharedMatrix<E> {
 ///
 /// Before: server i holds a term z_i; z = z_0 + z_1 + z_2 is the value at double scale, and
 /// `|z| < 2^bound_bits[c]` for every element of column c, as the range analysis found. After: a
-/// replicated sharing of z / 2^f, rounded up with a probability equal to the fractional part and
+/// replicated sharing of z / 2^f, modulo 2^(k-f) always and modulo 2^k with overwhelming probability
+/// where the bound leaves headroom (see *Failure*), rounded up with a probability equal to the fractional part and
 /// down otherwise: an unbiased stochastic rounding, at most one unit in the last place from the
 /// exact quotient.
 ///
@@ -95,9 +96,15 @@ impl<E: Element> SharedMatrix<E> {
 /// same round.
 ///
 /// # Failure
-/// A result is wrong with probability at most 2^(l+1-k) for each value (r must exceed z'). With
-/// the 24 bits of headroom that import demands this is below 2^-24; it spoils one neuron of one
-/// owner, which changes at most that owner's vote.
+/// *Modulo 2^(k-f) there is none*, for every |z| < 2^l with l <= k - 2 and every r: what a wrap leaves
+/// wrong is a multiple of 2^(k-f). A result of which only that is used needs no headroom: a
+/// [sign](crate::comparison::sign) in a window of at most k - f bits, and the
+/// [selection that widens](crate::selection::widen_unless), which brings the number back to modulo 2^k.
+/// In Z_2^32 every rescaling is used so, and there every bound up to 2^30 is exact.
+///
+/// Modulo 2^k a result is wrong with probability at most 2^(l+1-k) for each value (r must exceed z'). In
+/// Z_2^64, with the 24 bits of headroom that import demands, this is below 2^-24; it spoils one neuron of
+/// one owner, which changes at most that owner's vote.
 ///
 /// # Security
 /// Semi-honest, one corruption, perfect simulation of messages: each is masked by a stream that

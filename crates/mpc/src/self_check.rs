@@ -4,7 +4,7 @@
 //! that do not cancel, on one server, and nobody could tell which. Here it says so itself, before it serves.
 
 use aes::Aes128;
-use concilium_ring::{Element, Z64};
+use concilium_ring::{Element, Z32, Z64};
 use ctr::Ctr128BE;
 use ctr::cipher::{KeyIvInit, StreamCipher};
 use ndarray::{Array2, ArrayView2};
@@ -45,31 +45,32 @@ pub fn self_check() -> Result<(), SelfCheckError> {
     Ctr128BE::<Aes128>::new(&[0; 16].into(), &[0; 16].into()).apply_keystream(&mut block);
     check(block == AES_128, "AES-128 gives wrong masks")?;
     check(masks_cancel(), "shared masks do not cancel")?;
+    check(products_are_right::<Z64>() && products_are_right::<Z32>(), "products of matrices are wrong")
+}
+
+/// Whether products with shared matrices are what the definition says.
+fn products_are_right<E: Element>() -> bool {
     let random = Component::Seed([1; SEED_BYTES]);
-    for (rows, inner, columns) in PRODUCTS {
+    PRODUCTS.iter().all(|&(rows, inner, columns)| {
         let matrix = |rows: usize, columns: usize| {
-            let elements = random.expand(rows * columns).unwrap_or_default();
+            let elements = random.expand::<E>(rows * columns).unwrap_or_default();
             Array2::from_shape_vec((rows, columns), elements).unwrap_or_default()
         };
         let (own, next) = (matrix(inner, columns), matrix(columns, inner).reversed_axes());
         let (x_own, x_next) = (matrix(rows, inner), matrix(inner, rows).reversed_axes());
-        let mut product = Array2::from_elem((rows, columns), Z64::ONE);
+        let mut product = Array2::from_elem((rows, columns), E::ONE);
         let mut expected = product.clone();
-        SharedMatrix::new(own.view(), next.view()).multiply_add(
-            x_own.view(),
-            x_next.view(),
-            product.view_mut(),
-        );
+        let shared = SharedMatrix::new(own.view(), next.view());
+        shared.multiply_add(x_own.view(), x_next.view(), product.view_mut());
         for (x, w) in [(&x_own, &own), (&x_own, &next), (&x_next, &own)] {
             add_product(x.view(), w.view(), &mut expected);
         }
-        check(product == expected, "products of matrices are wrong")?;
-    }
-    Ok(())
+        product == expected
+    })
 }
 
 /// The definition of a product.
-fn add_product(x: ArrayView2<'_, Z64>, w: ArrayView2<'_, Z64>, out: &mut Array2<Z64>) {
+fn add_product<E: Element>(x: ArrayView2<'_, E>, w: ArrayView2<'_, E>, out: &mut Array2<E>) {
     for ((row, column), sum) in out.indexed_iter_mut() {
         for place in 0..w.nrows() {
             *sum += x[(row, place)] * w[(place, column)];

@@ -75,6 +75,12 @@ fn counted_traffic_is_the_stated_cost() {
             assert_eq!(cost, cost::polynomials(&polynomials(), count));
             let cost = counted(dealer, &values, |party, x| {
                 let before = party.traffic().clone();
+                selection::widen_unless(party, dealer, &bits[party.index().number()], x, 40).expect("local");
+                (before, party.traffic().clone())
+            });
+            assert_eq!(cost, cost::widen(count, 8));
+            let cost = counted(dealer, &values, |party, x| {
+                let before = party.traffic().clone();
                 votes::one_hot_argmax(party, dealer, x, 32).expect("local");
                 (before, party.traffic().clone())
             });

@@ -18,7 +18,7 @@ use concilium_mpc::local::{LocalChannel, keys_from_seed, share};
 use concilium_mpc::probability::sum_of_probabilities;
 use concilium_mpc::shares::AdditiveShare;
 use concilium_mpc::{Neighbour, PairwiseKeys, Party, PartyIndex, Protocol, comparison, selection, votes};
-use concilium_ring::{Element, Z64};
+use concilium_ring::{Element, Z32, Z64};
 use ndarray::Array2;
 use statrs::distribution::{ChiSquared, ContinuousCDF};
 
@@ -32,8 +32,10 @@ type Views = BTreeMap<(usize, Protocol), Vec<u8>>;
 fn views(seed: u64, keys: impl Fn(u64) -> [PairwiseKeys; 3]) -> Views {
     let mut views = Views::new();
     let scores: Array2<Z64> = matrix(COUNT, 4, || 7);
+    let narrow_scores: Array2<Z32> = matrix(COUNT, 4, || 7);
     for session in seed..seed + SESSIONS {
         let parts = share(session, &scores);
+        let narrow_parts = share(session, &narrow_scores);
         let mut channels = LocalChannel::triple();
         channels.iter_mut().for_each(LocalChannel::keep_view);
         let dealer = PartyIndex::in_turn(session as usize);
@@ -41,9 +43,9 @@ fn views(seed: u64, keys: impl Fn(u64) -> [PairwiseKeys; 3]) -> Views {
             let threads: Vec<_> = channels
                 .into_iter()
                 .zip(keys(session))
-                .zip(&parts)
+                .zip(parts.iter().zip(&narrow_parts))
                 .zip(PartyIndex::ALL)
-                .map(|(((channel, keys), part), index)| {
+                .map(|(((channel, keys), (part, narrow)), index)| {
                     scope.spawn(move || {
                         let mut party = Party::new(index, session, &keys, channel);
                         let mut terms = AdditiveShare::zeros(COUNT, 4);
@@ -64,6 +66,11 @@ fn views(seed: u64, keys: impl Fn(u64) -> [PairwiseKeys; 3]) -> Views {
                         let counts = counts.into_rows(&[0, 1]);
                         counts.inject(&mut party, &[0; 8]).expect("local");
                         sum_of_probabilities(&mut party, dealer, &relu, 32, 8, 1, COUNT).expect("local");
+                        let mut terms = AdditiveShare::zeros(COUNT, 4);
+                        terms.terms_mut().assign(&narrow.own());
+                        let x = rescale(&mut party, dealer, terms, &[30; 4], 1).expect("local");
+                        let sign = comparison::sign(&mut party, dealer, &x, 31).expect("local");
+                        selection::widen_unless(&mut party, dealer, &sign, &x, 31).expect("local");
                         party.into_channel().view().to_vec()
                     })
                 })

@@ -6,10 +6,8 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::limits::{
-    MAXIMUM_BOUND_BITS, MAXIMUM_CLASSES, MAXIMUM_FRACTIONAL_BITS, MAXIMUM_SIZE, MAXIMUM_WIDTH,
-    MINIMUM_CLASSES, MINIMUM_FRACTIONAL_BITS, MINIMUM_WIDTH,
-};
+use crate::limits::{MAXIMUM_CLASSES, MAXIMUM_SIZE, MINIMUM_CLASSES, MINIMUM_WIDTH};
+use crate::precision::{Precision, Ring, RingRefusal, check_ring};
 use crate::program::{self, Operation, ProgramError};
 
 /// The form of an architecture as it is written and sent. Other programs read other forms; a program
@@ -43,6 +41,9 @@ pub struct Architecture {
     pub input_features: usize,
     /// Number of classes.
     pub classes: usize,
+    /// The ring, by its width in bits; left out for that of 64, as by programs that know no other.
+    #[serde(rename = "ring_bits", default, skip_serializing_if = "Ring::is_default")]
+    pub ring: Ring,
     /// Fractional bits f of inputs, activations and logits.
     pub fractional_bits: u32,
     /// The steps in order; the last one gives the logits.
@@ -85,6 +86,14 @@ pub enum ArchitectureError {
     /// The steps do not fit together or are too large.
     #[error(transparent)]
     Program(#[from] ProgramError),
+    /// A step cannot be evaluated in the ring of 32 bits.
+    #[error("step {step} cannot be evaluated in a ring of 32 bits: {refusal}")]
+    NeedsWideRing {
+        /// Index of the step.
+        step: usize,
+        /// What the ring does not offer.
+        refusal: RingRefusal,
+    },
     /// A step lacks a number that its operation needs, or has one that it does not need.
     #[error("step {step} is {operation}, which takes {} {name}", if *.needed { "a" } else { "no" })]
     Number {
@@ -150,19 +159,17 @@ impl Architecture {
                 Err(ArchitectureError::Limit { name, found, minimum, maximum })
             }
         };
-        let window =
-            |name, found: u32| limit(name, found as usize, MINIMUM_WIDTH as usize, MAXIMUM_WIDTH as usize);
         let fractional_bits = self.fractional_bits as usize;
         limit("number of input features", self.input_features, 1, MAXIMUM_SIZE)?;
         limit("number of classes", self.classes, MINIMUM_CLASSES, MAXIMUM_CLASSES)?;
-        limit(
-            "number of fractional bits",
-            fractional_bits,
-            MINIMUM_FRACTIONAL_BITS as usize,
-            MAXIMUM_FRACTIONAL_BITS as usize,
-        )?;
-        window("final comparison window", self.final_width)?;
+        let allowed = self.ring.fractional_bits();
+        let [fewest, most] = [*allowed.start() as usize, *allowed.end() as usize];
+        limit("number of fractional bits", fractional_bits, fewest, most)?;
+        let widest = self.precision().maximum_width() as usize;
+        limit("final comparison window", self.final_width as usize, MINIMUM_WIDTH as usize, widest)?;
         let sizes = program::check(self.input_features, self.structure())?;
+        check_ring(self.ring, self.structure())
+            .map_err(|(step, refusal)| ArchitectureError::NeedsWideRing { step, refusal })?;
         for (step, shape) in self.steps.iter().enumerate() {
             self.validate_numbers(step, shape)?;
         }
@@ -173,6 +180,12 @@ impl Architecture {
         Ok(())
     }
 
+    /// The ring and the fractional bits.
+    #[must_use]
+    pub fn precision(&self) -> Precision {
+        Precision { ring: self.ring, fractional_bits: self.fractional_bits }
+    }
+
     /// The inputs and operations of all steps.
     pub fn structure(&self) -> impl ExactSizeIterator<Item = (&[usize], &Operation)> {
         self.steps.iter().map(|step| (step.inputs.as_slice(), &step.operation))
@@ -181,9 +194,10 @@ impl Architecture {
     fn validate_numbers(&self, step: usize, shape: &StepShape) -> Result<(), ArchitectureError> {
         let operation = shape.operation.name();
         let messages = shape.operation.messages();
+        let (largest, widest) = (self.ring.maximum_bound_bits(), self.precision().maximum_width());
         let numbers = [
-            ("bound in bits", shape.bound_bits, messages.rescale(), self.fractional_bits, MAXIMUM_BOUND_BITS),
-            ("comparison window", shape.window, messages.compare(), MINIMUM_WIDTH, MAXIMUM_WIDTH),
+            ("bound in bits", shape.bound_bits, messages.rescale(), self.fractional_bits, largest),
+            ("comparison window", shape.window, messages.compare(), MINIMUM_WIDTH, widest),
         ];
         for (name, number, needed, minimum, maximum) in numbers {
             if number.is_some() != needed {
@@ -228,6 +242,7 @@ mod tests {
             format: FORMAT,
             input_features: 4,
             classes: 3,
+            ring: Ring::Bits64,
             fractional_bits: 12,
             steps: vec![dense(0, 4, 8), relu(1), dense(2, 8, 3)],
             final_width: 24,
@@ -291,6 +306,42 @@ mod tests {
                 .contains("step 0: bound in bits is 40; the limit is 12 to 39")
         );
         assert!(refused(|a| a.steps[0] = dense(0, 4, usize::MAX)).contains("step 0: number of outputs"));
+    }
+
+    #[test]
+    fn refuses_what_the_ring_of_32_bits_does_not_hold() {
+        let narrow = |a: &mut Architecture| {
+            a.ring = Ring::Bits32;
+            a.fractional_bits = 10;
+            a.final_width = 22;
+        };
+        let mut architecture = valid();
+        narrow(&mut architecture);
+        assert_eq!(architecture.validate(), Ok(()));
+        let text = serde_json::to_string(&architecture).unwrap();
+        assert!(text.contains(r#""ring_bits":32,"fractional_bits":10"#), "{text}");
+        assert_eq!(Architecture::from_json(text.as_bytes()), Ok(architecture));
+        let refused = |change: fn(&mut Architecture)| {
+            refused(|a| {
+                narrow(a);
+                change(a);
+            })
+        };
+        assert!(refused(|a| a.fractional_bits = 15).contains("fractional bits is 15; the limit is 6 to 14"));
+        assert!(refused(|a| a.steps[0].bound_bits = Some(31)).contains("is 31; the limit is 10 to 30"));
+        assert!(refused(|a| a.steps[1].window = Some(23)).contains("window is 23; the limit is 2 to 22"));
+        assert!(refused(|a| a.final_width = 23).contains("window is 23; the limit is 2 to 22"));
+        let message = refused(|a| {
+            a.steps.remove(1);
+            a.steps[1].inputs = vec![1];
+        });
+        assert!(
+            message.contains("step 1 cannot be evaluated in a ring of 32 bits: it is dense"),
+            "{message}"
+        );
+        let text = text.replace("\"ring_bits\":32", "\"ring_bits\":48");
+        let error = Architecture::from_json(text.as_bytes()).expect_err("there is no such ring").to_string();
+        assert!(error.contains("a ring of 48 bits is not supported"), "{error}");
     }
 
     #[test]

@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use crate::{
     input::InputDomain,
-    limits::{MINIMUM_FRACTIONAL_BITS, MINIMUM_HEADROOM_BITS},
     model::Network,
+    precision::{Precision, Ring},
     quantise::{QuantiseError, Quantised, choose_fractional_bits, enforce, quantise},
     range::{StepRange, analyse_steps},
 };
@@ -32,6 +32,9 @@ pub struct Check {
     pub parameters: usize,
     /// Rescalings or comparisons that wait for each other, a comparison after a rescaling not counted.
     pub depth: usize,
+    /// The ring the report is made for, by its width in bits.
+    #[serde(rename = "ring_bits")]
+    pub ring: Ring,
     /// Fractional bits the report is made for.
     pub fractional_bits: u32,
     /// Range of each step; ends early at one that cannot fit the ring.
@@ -45,32 +48,35 @@ pub struct Check {
 }
 
 impl Check {
-    /// Reports on `network` for inputs in `domain`.
+    /// Reports on `network` for inputs in `domain`, in `ring`.
     ///
     /// Without `fractional_bits` the most that fit are chosen. A network that does not fit still gets a
     /// report, with [`Check::refusal`] set.
     ///
     /// # Errors
     /// [`QuantiseError`] when there is nothing to report on: the shapes of network and domain differ, a
-    /// weight is too large for 64 bits, or the fractional bits are outside their limits.
+    /// weight is too large for 64 bits, the ring cannot evaluate a step, or the fractional bits are outside
+    /// their limits.
     pub fn new(
         network: &Network,
         domain: &InputDomain,
+        ring: Ring,
         fractional_bits: Option<u32>,
     ) -> Result<Self, QuantiseError> {
         let fractional_bits = match fractional_bits {
             Some(bits) => bits,
-            None => match choose_fractional_bits([network], domain) {
+            None => match choose_fractional_bits(ring, [network], domain) {
                 Ok(bits) => bits,
-                Err(QuantiseError::NoFractionalBits { .. }) => MINIMUM_FRACTIONAL_BITS,
+                Err(QuantiseError::NoFractionalBits { .. }) => *ring.fractional_bits().start(),
                 Err(error) => return Err(error),
             },
         };
-        let quantised = Quantised::new(network, domain, fractional_bits)?;
+        let precision = Precision { ring, fractional_bits };
+        let quantised = Quantised::new(network, domain, precision)?;
         let analysis = analyse_steps(&quantised, domain);
         let verdict = enforce(&analysis, &quantised);
         let error_bound = match &verdict {
-            Ok(_) => Some(quantise(network, domain, fractional_bits)?.error_bound()),
+            Ok(_) => Some(quantise(network, domain, precision)?.error_bound()),
             Err(_) => None,
         };
         let origin = network.origin();
@@ -82,6 +88,7 @@ impl Check {
             classes: network.classes(),
             parameters: network.parameter_count(),
             depth: network.depth(),
+            ring,
             fractional_bits,
             steps: analysis.ranges,
             final_width: verdict.as_ref().ok().copied(),
@@ -105,6 +112,7 @@ impl Display for Check {
         writeln!(formatter, "input           {:?}", self.input_shape)?;
         writeln!(formatter, "classes         {}", self.classes)?;
         writeln!(formatter, "parameters      {}", self.parameters)?;
+        writeln!(formatter, "ring            {} bits", self.ring)?;
         writeln!(formatter, "fractional bits {}", self.fractional_bits)?;
         if let Some(width) = self.final_width {
             writeln!(formatter, "vote window     {width} bits")?;
@@ -141,7 +149,10 @@ impl Display for Check {
             )?;
         }
         match &self.refusal {
-            None => writeln!(formatter, "\naccepted: headroom is at least {MINIMUM_HEADROOM_BITS} bits"),
+            None => {
+                let bits = self.ring.minimum_headroom_bits();
+                writeln!(formatter, "\naccepted: headroom is at least {bits} bits")
+            }
             Some(refusal) => writeln!(formatter, "\nrefused: {refusal}"),
         }
     }

@@ -1,6 +1,7 @@
 //! Fixed-point networks and their plaintext oracle.
 //!
-//! A real number `v` stands as the integer `round(v · 2^f)` in the ring of integers modulo 2^64. A
+//! A real number `v` stands as the integer `round(v · 2^f)` in the ring of integers modulo 2^k, where the
+//! task's [`Ring`](crate::Ring) has 64 or 32 bits. A
 //! product has scale 2f, so biases are kept at scale 2f, added before the truncation by f bits, and
 //! each affine step truncates once.
 //!
@@ -14,6 +15,7 @@ use thiserror::Error;
 use crate::{
     architecture::{Architecture, FORMAT, StepShape},
     model::label,
+    precision::Precision,
     program::{Operation, Weights, evaluate},
     range::StepRange,
 };
@@ -31,8 +33,8 @@ pub struct FixedStep {
     /// Its weights at scale f and biases at scale 2f. Those of a step on the input carry the scales of
     /// the features.
     pub weights: Option<Weights<i64>>,
-    /// For a step that is rescaled, `l` with |z| < 2^l before; at least f, at most
-    /// [`MAXIMUM_BOUND_BITS`](crate::limits::MAXIMUM_BOUND_BITS).
+    /// For a step that is rescaled, `l` with |z| < 2^l before; at least f, at most the ring's
+    /// [largest](crate::Ring::maximum_bound_bits).
     pub bound_bits: Option<u32>,
     /// For a step that compares, the window `k` with |x| < 2^(k - 1) for every number compared.
     pub window: Option<u32>,
@@ -64,13 +66,13 @@ impl Rounding {
     }
 }
 
-/// A network in 64-bit fixed point whose ranges are proven to leave the headroom that truncation needs.
+/// A network in fixed point whose ranges are proven to leave the headroom that truncation needs.
 ///
 /// The weights are overwritten with zero when the value is dropped; there is no `Debug` and no `Clone`.
 pub struct FixedNetwork {
     pub(crate) input_features: usize,
     pub(crate) steps: Vec<FixedStep>,
-    pub(crate) fractional_bits: u32,
+    pub(crate) precision: Precision,
     pub(crate) final_width: u32,
     pub(crate) ranges: Vec<StepRange>,
     pub(crate) error_bounds: Vec<f64>,
@@ -135,7 +137,13 @@ impl FixedNetwork {
     /// Fractional bits f of inputs, activations and logits.
     #[must_use]
     pub fn fractional_bits(&self) -> u32 {
-        self.fractional_bits
+        self.precision.fractional_bits
+    }
+
+    /// The ring and the fractional bits.
+    #[must_use]
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// Comparison window `k` with |logit i - logit j| < 2^(k - 1) for all classes i and j.
@@ -179,7 +187,8 @@ impl FixedNetwork {
             format: FORMAT,
             input_features: self.input_features,
             classes: self.error_bounds.len(),
-            fractional_bits: self.fractional_bits,
+            ring: self.precision.ring,
+            fractional_bits: self.precision.fractional_bits,
             steps: self.steps.iter().map(shape).collect(),
             final_width: self.final_width,
         }
@@ -187,7 +196,7 @@ impl FixedNetwork {
 
     /// Logits `[rows, classes]` at scale f of encoded `inputs` `[rows, features]`.
     ///
-    /// Sums wrap modulo 2^64 as they do in the ring; inputs of the domain never reach that.
+    /// Sums wrap modulo 2^64; inputs of the domain never reach that, nor the modulus of the ring.
     ///
     /// # Panics
     /// When `inputs` does not have as many columns as the network has input features.
@@ -230,13 +239,13 @@ impl FixedNetwork {
         let step = &self.steps[step];
         let rescaled = step.operation.messages().rescale();
         rescaled
-            .then(|| evaluate::exact(&step.operation, step.weights.as_ref(), inputs, self.fractional_bits))
+            .then(|| evaluate::exact(&step.operation, step.weights.as_ref(), inputs, self.fractional_bits()))
     }
 
     fn step(&self, step: &FixedStep, values: &[ArrayView2<'_, i64>], rounding: Rounding) -> Array2<i64> {
-        let exact = evaluate::exact(&step.operation, step.weights.as_ref(), values, self.fractional_bits);
+        let exact = evaluate::exact(&step.operation, step.weights.as_ref(), values, self.fractional_bits());
         if step.operation.messages().rescale() {
-            return exact.mapv_into(|z| rounding.truncate(z, self.fractional_bits));
+            return exact.mapv_into(|z| rounding.truncate(z, self.fractional_bits()));
         }
         exact
     }

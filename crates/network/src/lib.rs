@@ -7,14 +7,14 @@
 //!    [`program`] of steps over values.
 //! 2. [`InputDomain`] is the public range of every input feature. It fixes the power of two by
 //!    which each feature is scaled, so that columns of very different magnitude are equally exact.
-//! 3. [`quantise()`] turns the network into 64-bit fixed point, a [`FixedNetwork`], after
-//!    [`range`] has proven that every intermediate value leaves the headroom that probabilistic
-//!    truncation needs.
+//! 3. [`quantise()`] turns the network into fixed point, a [`FixedNetwork`], after [`range`] has proven
+//!    that every intermediate value leaves the headroom that truncation needs in the task's [`Ring`],
+//!    that of 64 bits or that of 32.
 //! 4. [`Architecture`] is the part of the result that is public: operations, sizes, bounds and
 //!    comparison windows, but no weight.
 //!
 //! ```
-//! use concilium_network::{InputDomain, Network, Rounding, argmax, choose_fractional_bits, quantise};
+//! use concilium_network::{InputDomain, Network, Ring, Rounding, argmax, choose_fractional_bits, quantise};
 //! use ndarray::array;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -22,7 +22,7 @@
 //! let network = Network::perceptron(vec![2], vec![layer])?;
 //! let domain = InputDomain::new(vec![2], vec![0.0], vec![4000.0, 0.001])?;
 //!
-//! let fractional_bits = choose_fractional_bits([&network], &domain)?;
+//! let fractional_bits = choose_fractional_bits(Ring::Bits64, [&network], &domain)?;
 //! let fixed = quantise(&network, &domain, fractional_bits)?;
 //! let inputs = array![[100.0, 0.0005], [0.0, 0.001]];
 //! let logits = fixed.evaluate(domain.encode(inputs.view(), fractional_bits)?.view(), Rounding::Nearest);
@@ -47,6 +47,7 @@ pub mod input;
 pub mod limits;
 pub mod model;
 pub mod onnx;
+pub mod precision;
 pub mod program;
 pub mod quantise;
 pub mod range;
@@ -60,5 +61,6 @@ pub use import::{
 };
 pub use input::{InputDomain, InputError};
 pub use model::{Network, NetworkError, Step, argmax};
+pub use precision::{Precision, Ring, RingError, RingRefusal};
 pub use program::{Convolution, Function, MatrixProduct, Operation, ProgramError, Weights};
 pub use quantise::{QuantiseError, choose_fractional_bits, quantise};

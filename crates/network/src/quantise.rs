@@ -10,11 +10,8 @@ use crate::{
     error_bound::logit_error_bounds,
     fixed::{FixedNetwork, FixedStep},
     input::InputDomain,
-    limits::{
-        MAXIMUM_BOUND_BITS, MAXIMUM_FRACTIONAL_BITS, MAXIMUM_WIDTH, MINIMUM_FRACTIONAL_BITS,
-        MINIMUM_HEADROOM_BITS,
-    },
     model::{Network, label},
+    precision::{Precision, Ring, RingRefusal, check_ring},
     program::{Affine, Convolution, Operation, Weights},
     range::{Analysis, analyse_steps},
 };
@@ -25,12 +22,27 @@ use crate::{
 pub enum QuantiseError {
     /// The number of fractional bits is not supported.
     #[error(
-        "{fractional_bits} fractional bits are not supported; choose \
-         {MINIMUM_FRACTIONAL_BITS} to {MAXIMUM_FRACTIONAL_BITS}"
+        "{fractional_bits} fractional bits are not supported in a ring of {ring} bits; choose {} to {}",
+        .ring.fractional_bits().start(), .ring.fractional_bits().end()
     )]
     FractionalBits {
         /// The number given.
         fractional_bits: u32,
+        /// The ring.
+        ring: Ring,
+    },
+    /// A step cannot be evaluated in the ring of 32 bits.
+    #[error(
+        "{}: the task's ring has 32 bits, and this step needs 64: {refusal}; share it for a task with a ring of \
+         64 bits", label(*.step, .name)
+    )]
+    NeedsWideRing {
+        /// Index of the step.
+        step: usize,
+        /// Its name.
+        name: String,
+        /// What the ring does not offer.
+        refusal: RingRefusal,
     },
     /// Network and domain describe different inputs.
     #[error(
@@ -62,10 +74,11 @@ pub enum QuantiseError {
     },
     /// A step's range leaves too little room above it in the ring.
     #[error(
-        "{}: values can reach 2^{bound_bits} at {fractional_bits} fractional bits, the \
-         limit is 2^{MAXIMUM_BOUND_BITS} (headroom {headroom_bits} bits, \
-         {MINIMUM_HEADROOM_BITS} needed); use fewer fractional bits, narrower feature ranges, or \
-         train with weight decay", label(*.step, .name)
+        "{}: values can reach 2^{bound_bits} at {} fractional bits, the limit is 2^{} in a ring of {} bits \
+         (headroom {headroom_bits} bits, {} needed); use fewer fractional bits, narrower feature ranges, or \
+         train with weight decay{}", label(*.step, .name), .precision.fractional_bits,
+        .precision.ring.maximum_bound_bits(), .precision.ring, .precision.ring.minimum_headroom_bits(),
+        wider(.precision.ring)
     )]
     Headroom {
         /// Index of the step.
@@ -74,16 +87,17 @@ pub enum QuantiseError {
         name: String,
         /// `l` with |z| < 2^l.
         bound_bits: u32,
-        /// 64 - (l + 1).
+        /// k - (l + 1) in a ring of k bits.
         headroom_bits: i32,
-        /// Number of fractional bits.
-        fractional_bits: u32,
+        /// The ring and the fractional bits.
+        precision: Precision,
     },
-    /// Values are too wide for the comparison protocol.
+    /// Values are too wide for the comparison protocol, or for the ring of 32 bits.
     #[error(
-        "{}: comparing its values takes a window of {width} bits, the limit is \
-         {MAXIMUM_WIDTH}; use fewer fractional bits, narrower feature ranges, or train with weight \
-         decay", label(*.step, .name)
+        "{}: its values take a window of {width} bits, the limit is {} in a ring of {} bits with {} \
+         fractional bits; use fewer fractional bits, narrower feature ranges, or train with weight decay{}",
+        label(*.step, .name), .precision.maximum_width(), .precision.ring, .precision.fractional_bits,
+        wider(.precision.ring)
     )]
     Window {
         /// Index of the step that compares, or of the last one, whose values are the logits.
@@ -92,10 +106,16 @@ pub enum QuantiseError {
         name: String,
         /// Width needed.
         width: u32,
+        /// The ring and the fractional bits.
+        precision: Precision,
     },
     /// No number of fractional bits fits all networks of a task.
-    #[error("network {network} does not fit even {MINIMUM_FRACTIONAL_BITS} fractional bits: {source}")]
+    #[error(
+        "network {network} does not fit even {} fractional bits: {source}", .ring.fractional_bits().start()
+    )]
     NoFractionalBits {
+        /// The ring.
+        ring: Ring,
         /// Index of the first network that does not fit.
         network: usize,
         /// Why it does not.
@@ -103,17 +123,28 @@ pub enum QuantiseError {
     },
 }
 
-/// Brings `network` to fixed point with `fractional_bits` for inputs in `domain`.
+/// What else helps where a ring is too narrow.
+fn wider(ring: Ring) -> &'static str {
+    match ring {
+        Ring::Bits64 => "",
+        Ring::Bits32 => ", or share it for a task with a ring of 64 bits",
+    }
+}
+
+/// Brings `network` to fixed point at `precision` for inputs in `domain`.
 ///
 /// # Errors
-/// [`QuantiseError`] when network and domain do not fit together, a weight is too large, or the range
-/// analysis leaves less than [`MINIMUM_HEADROOM_BITS`] or needs a window above [`MAXIMUM_WIDTH`].
+/// [`QuantiseError`] when network and domain do not fit together, a weight is too large, a step needs a
+/// wider ring, or the range analysis leaves less than the ring's
+/// [headroom](Ring::minimum_headroom_bits) or needs a window above its
+/// [widest](Precision::maximum_width).
 pub fn quantise(
     network: &Network,
     domain: &InputDomain,
-    fractional_bits: u32,
+    precision: impl Into<Precision>,
 ) -> Result<FixedNetwork, QuantiseError> {
-    let quantised = Quantised::new(network, domain, fractional_bits)?;
+    let precision = precision.into();
+    let quantised = Quantised::new(network, domain, precision)?;
     let analysis = analyse_steps(&quantised, domain);
     let final_width = enforce(&analysis, &quantised)?;
     let error_bounds = logit_error_bounds(&quantised, domain, &analysis);
@@ -129,17 +160,10 @@ pub fn quantise(
         },
     );
     let steps = steps.collect();
-    Ok(FixedNetwork {
-        input_features,
-        steps,
-        fractional_bits,
-        final_width,
-        ranges: analysis.ranges,
-        error_bounds,
-    })
+    Ok(FixedNetwork { input_features, steps, precision, final_width, ranges: analysis.ranges, error_bounds })
 }
 
-/// The most fractional bits for which every one of `networks` can be quantised.
+/// The most fractional bits for which every one of `networks` can be quantised in `ring`.
 ///
 /// More fractional bits mean smaller errors, so this is the best choice that all owners of a task
 /// share.
@@ -147,58 +171,70 @@ pub fn quantise(
 /// # Errors
 /// [`QuantiseError::InputShape`] when a network does not fit `domain`, and
 /// [`QuantiseError::NoFractionalBits`] naming the first network that does not even fit
-/// [`MINIMUM_FRACTIONAL_BITS`].
+/// the ring's fewest.
 pub fn choose_fractional_bits<'a>(
+    ring: Ring,
     networks: impl IntoIterator<Item = &'a Network>,
     domain: &InputDomain,
 ) -> Result<u32, QuantiseError> {
     let networks: Vec<&Network> = networks.into_iter().collect();
     let mut refusal = None;
-    for fractional_bits in (MINIMUM_FRACTIONAL_BITS..=MAXIMUM_FRACTIONAL_BITS).rev() {
-        refusal = networks.iter().enumerate().find_map(|(index, network)| {
-            fits(network, domain, fractional_bits).err().map(|error| (index, error))
-        });
+    for fractional_bits in ring.fractional_bits().rev() {
+        let precision = Precision { ring, fractional_bits };
+        refusal = networks
+            .iter()
+            .enumerate()
+            .find_map(|(index, network)| fits(network, domain, precision).err().map(|error| (index, error)));
         match refusal {
             None => return Ok(fractional_bits),
-            // Fewer bits do not change a shape.
-            Some((_, error @ QuantiseError::InputShape { .. })) => return Err(error),
+            // Fewer bits change neither a shape nor what a ring offers.
+            Some((_, error @ (QuantiseError::InputShape { .. } | QuantiseError::NeedsWideRing { .. }))) => {
+                return Err(error);
+            }
             Some(_) => {}
         }
     }
     let (network, source) = refusal.expect("the loop ran and did not return");
-    Err(QuantiseError::NoFractionalBits { network, source: Box::new(source) })
+    Err(QuantiseError::NoFractionalBits { ring, network, source: Box::new(source) })
 }
 
-fn fits(network: &Network, domain: &InputDomain, fractional_bits: u32) -> Result<(), QuantiseError> {
-    let quantised = Quantised::new(network, domain, fractional_bits)?;
+fn fits(network: &Network, domain: &InputDomain, precision: Precision) -> Result<(), QuantiseError> {
+    let quantised = Quantised::new(network, domain, precision)?;
     enforce(&analyse_steps(&quantised, domain), &quantised).map(|_| ())
 }
 
 /// Refuses ranges beyond the limits and gives the window of the final comparison.
 pub(crate) fn enforce(analysis: &Analysis, quantised: &Quantised<'_>) -> Result<u32, QuantiseError> {
+    let precision = quantised.precision();
     for (range, &window) in analysis.ranges.iter().zip(&analysis.windows) {
-        if let Some(width) = window
-            && width > MAXIMUM_WIDTH
-        {
-            return Err(QuantiseError::Window { step: range.step, name: range.name.clone(), width });
-        }
+        let within = |width: Option<u32>| match width.filter(|&width| width > precision.maximum_width()) {
+            Some(width) => {
+                let (step, name) = (range.step, range.name.clone());
+                Err(QuantiseError::Window { step, name, width, precision })
+            }
+            None => Ok(()),
+        };
+        within(window)?;
         if let Some(bound_bits) = range.bound_bits
-            && bound_bits > MAXIMUM_BOUND_BITS
+            && bound_bits > precision.ring.maximum_bound_bits()
         {
             return Err(QuantiseError::Headroom {
                 step: range.step,
                 name: range.name.clone(),
                 bound_bits,
                 headroom_bits: range.headroom_bits.unwrap_or(0),
-                fractional_bits: quantised.format.fractional_bits(),
+                precision,
             });
         }
+        // In the ring of 32 bits every value keeps to what is known of it, so that it is always one number.
+        within((precision.ring == Ring::Bits32).then_some(range.width))?;
     }
     let final_width =
-        analysis.final_width.expect("an analysis that stops early has a step beyond MAXIMUM_BOUND_BITS");
-    if final_width > MAXIMUM_WIDTH {
+        analysis.final_width.expect("an analysis that stops early has a step beyond every ring's limit");
+    if final_width > precision.maximum_width() {
         let (step, name) = analysis.ranges.last().map_or((0, ""), |range| (range.step, &range.name));
-        return Err(QuantiseError::Window { step, name: name.to_owned(), width: final_width });
+        let name = name.to_owned();
+        return Err(QuantiseError::Window { step, name, width: final_width, precision });
     }
     Ok(final_width)
 }
@@ -207,6 +243,8 @@ pub(crate) fn enforce(analysis: &Analysis, quantised: &Quantised<'_>) -> Result<
 /// that take the input, beside the real weights that they stand for.
 pub(crate) struct Quantised<'a> {
     pub(crate) steps: Vec<QuantisedStep<'a>>,
+    /// The ring that the integers are to fit.
+    pub(crate) ring: Ring,
     /// Format of inputs, weights and values.
     pub(crate) format: FixedPoint,
 }
@@ -254,11 +292,12 @@ impl<'a> Quantised<'a> {
     pub(crate) fn new(
         network: &'a Network,
         domain: &InputDomain,
-        fractional_bits: u32,
+        precision: Precision,
     ) -> Result<Self, QuantiseError> {
-        let unsupported = |_: FixedPointError| QuantiseError::FractionalBits { fractional_bits };
-        if !(MINIMUM_FRACTIONAL_BITS..=MAXIMUM_FRACTIONAL_BITS).contains(&fractional_bits) {
-            return Err(QuantiseError::FractionalBits { fractional_bits });
+        let Precision { ring, fractional_bits } = precision;
+        let unsupported = |_: FixedPointError| QuantiseError::FractionalBits { fractional_bits, ring };
+        if !ring.fractional_bits().contains(&fractional_bits) {
+            return Err(QuantiseError::FractionalBits { fractional_bits, ring });
         }
         let formats =
             [fractional_bits, 2 * fractional_bits].map(|bits| FixedPoint::new(bits).map_err(unsupported));
@@ -310,7 +349,17 @@ impl<'a> Quantised<'a> {
                 weights,
             });
         }
-        Ok(Self { steps, format: formats[0] })
+        let structure = steps.iter().map(|step| (step.inputs.as_slice(), &step.operation));
+        check_ring(ring, structure).map_err(|(step, refusal)| {
+            let name = steps[step].name.clone();
+            QuantiseError::NeedsWideRing { step, name, refusal }
+        })?;
+        Ok(Self { steps, ring, format: formats[0] })
+    }
+
+    /// The ring and the fractional bits.
+    pub(crate) fn precision(&self) -> Precision {
+        Precision { ring: self.ring, fractional_bits: self.format.fractional_bits() }
     }
 }
 

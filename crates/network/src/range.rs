@@ -11,8 +11,9 @@ use serde::Serialize;
 
 use crate::{
     input::InputDomain,
-    limits::{MINIMUM_WIDTH, RING_BITS},
+    limits::MINIMUM_WIDTH,
     model::Network,
+    precision::Precision,
     program::{
         Affine, MatrixProduct, Operation, Weights,
         evaluate::{self, Linear},
@@ -40,7 +41,7 @@ pub struct StepRange {
     /// For a step that is rescaled, the smallest `l`, at least the number of fractional bits, with
     /// |z| < 2^l, where z is the integer at double scale, bias included, before truncation.
     pub bound_bits: Option<u32>,
-    /// For a step that is rescaled, the bits of the ring left above the range, 64 - (l + 1); negative
+    /// For a step that is rescaled, the bits of the ring of k bits left above the range, k - (l + 1); negative
     /// when the range does not fit.
     pub headroom_bits: Option<i32>,
     /// Comparison window `k` of the result: |x| < 2^(k - 1).
@@ -67,7 +68,7 @@ pub(crate) struct Analysis {
     pub(crate) final_width: Option<u32>,
 }
 
-/// Ranges of the steps of `network` for inputs in `domain` at `fractional_bits`.
+/// Ranges of the steps of `network` for inputs in `domain` at `precision`.
 ///
 /// The list ends early at a step whose values cannot fit the ring.
 ///
@@ -77,9 +78,9 @@ pub(crate) struct Analysis {
 pub fn analyse(
     network: &Network,
     domain: &InputDomain,
-    fractional_bits: u32,
+    precision: impl Into<Precision>,
 ) -> Result<Vec<StepRange>, QuantiseError> {
-    Ok(analyse_steps(&Quantised::new(network, domain, fractional_bits)?, domain).ranges)
+    Ok(analyse_steps(&Quantised::new(network, domain, precision.into())?, domain).ranges)
 }
 
 /// As [`analyse`], on weights that are already quantised.
@@ -117,7 +118,7 @@ pub(crate) fn analyse_steps(quantised: &Quantised<'_>, domain: &InputDomain) -> 
             operation: step.operation.name(),
             size: result.len(),
             bound_bits,
-            headroom_bits: bound_bits.map(|bits| RING_BITS as i32 - (bits as i32 + 1)),
+            headroom_bits: bound_bits.map(|bits| quantised.ring.bits() as i32 - (bits as i32 + 1)),
             width: (magnitude_bits + 1).max(MINIMUM_WIDTH),
             minimum: result.iter().map(|bound| bound.0).min().unwrap_or(0) as f64 * unit,
             maximum: result.iter().map(|bound| bound.1).max().unwrap_or(0) as f64 * unit,
@@ -357,7 +358,7 @@ mod tests {
         );
         // Scale 256. Inputs [0, 1] and [-1, 1]: first layer 1 + x0 - x1 in [0, 3], -2 x0 in [-2, 0].
         let domain = InputDomain::new(vec![2], vec![0.0, -1.0], vec![1.0]).unwrap();
-        let quantised = Quantised::new(&network, &domain, 8).unwrap();
+        let quantised = Quantised::new(&network, &domain, 8.into()).unwrap();
         let analysis = analyse_steps(&quantised, &domain);
         let ulp = 1.0 / 256.0;
         let [first, relu, second] = &analysis.ranges[..] else { panic!("three steps") };
@@ -381,7 +382,7 @@ mod tests {
         let layer = || (array![[huge, huge], [-huge, huge]], array![0.0, 0.0]);
         let network = perceptron(vec![layer(), layer(), layer()], 2);
         let domain = InputDomain::new(vec![2], vec![-1.0], vec![1.0]).unwrap();
-        let analysis = analyse_steps(&Quantised::new(&network, &domain, 8).unwrap(), &domain);
+        let analysis = analyse_steps(&Quantised::new(&network, &domain, 8.into()).unwrap(), &domain);
         assert_eq!(analysis.ranges.len(), 1);
         assert!(analysis.ranges[0].headroom_bits < Some(0));
         assert_eq!(analysis.final_width, None);
@@ -391,7 +392,7 @@ mod tests {
     fn bound_is_never_below_the_scale() {
         let network = perceptron(vec![(array![[0.0, 0.0]], array![0.0, 0.0])], 1);
         let domain = InputDomain::new(vec![1], vec![-1.0], vec![1.0]).unwrap();
-        let analysis = analyse_steps(&Quantised::new(&network, &domain, 8).unwrap(), &domain);
+        let analysis = analyse_steps(&Quantised::new(&network, &domain, 8.into()).unwrap(), &domain);
         assert_eq!(analysis.ranges[0].bound_bits, Some(8));
         assert_eq!(analysis.final_width, Some(2));
     }

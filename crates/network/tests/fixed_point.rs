@@ -5,7 +5,7 @@
 mod common;
 
 use concilium_network::{
-    Check, FixedNetwork, InputDomain, Network, Operation, QuantiseError, Rounding, StepError,
+    Check, FixedNetwork, InputDomain, Network, Operation, QuantiseError, Ring, Rounding, StepError,
     choose_fractional_bits, quantise,
 };
 use ndarray::{Array1, Array2, Axis, array};
@@ -115,7 +115,7 @@ fn values_stay_within_ranges_windows_and_error_bounds() {
     common::runner(400)
         .run(&cases(), |case| {
             let (network, domain) = (case.network(), case.domain());
-            let bits = choose_fractional_bits([&network], &domain).unwrap();
+            let bits = choose_fractional_bits(Ring::Bits64, [&network], &domain).unwrap();
             let fixed = quantise(&network, &domain, bits).unwrap();
             prop_assert_eq!(fixed.architecture().validate(), Ok(()));
             let inputs = case.inputs(&domain);
@@ -240,19 +240,19 @@ fn too_little_headroom_is_refused_with_layer_bound_and_limit() {
     for part in ["step 2", "2^44", "2^39", "24 needed", "weight decay"] {
         assert!(text.contains(part), "{text}");
     }
-    let bits = choose_fractional_bits([&network], &domain).unwrap();
+    let bits = choose_fractional_bits(Ring::Bits64, [&network], &domain).unwrap();
     assert_eq!(bits, 9);
     assert!(quantise(&network, &domain, bits).is_ok());
     assert!(quantise(&network, &domain, bits + 1).is_err());
     // The most demanding network decides.
     let small = build(&[2, 2, 2], &[1.0], 0.5);
-    assert!(choose_fractional_bits([&small], &domain).unwrap() > bits);
-    assert_eq!(choose_fractional_bits([&small, &network], &domain), Ok(bits));
+    assert!(choose_fractional_bits(Ring::Bits64, [&small], &domain).unwrap() > bits);
+    assert_eq!(choose_fractional_bits(Ring::Bits64, [&small, &network], &domain), Ok(bits));
 
     let hopeless = build(&[2, 2, 2], &[1.0], 1e6);
-    let error = choose_fractional_bits([&small, &hopeless], &domain).unwrap_err();
+    let error = choose_fractional_bits(Ring::Bits64, [&small, &hopeless], &domain).unwrap_err();
     assert!(matches!(error, QuantiseError::NoFractionalBits { network: 1, .. }), "{error}");
-    let report = Check::new(&hopeless, &domain, None).unwrap();
+    let report = Check::new(&hopeless, &domain, Ring::Bits64, None).unwrap();
     assert!(!report.accepted());
     assert!(report.to_string().contains("refused: step 2"), "{report}");
     assert_eq!(report.error_bound, None);
@@ -274,12 +274,12 @@ fn weights_that_no_integer_holds_are_refused() {
     assert!(matches!(error, QuantiseError::Headroom { step: 0, .. }), "{error}");
     for bits in [0, 7, 21, u32::MAX] {
         let error = quantise(&layer(1.0, 0.0), &domain, bits).err().unwrap();
-        assert_eq!(error, QuantiseError::FractionalBits { fractional_bits: bits });
+        assert_eq!(error, QuantiseError::FractionalBits { fractional_bits: bits, ring: Ring::Bits64 });
     }
     let other = InputDomain::new(vec![3], vec![-1.0], vec![1.0]).unwrap();
     assert!(matches!(quantise(&layer(1.0, 0.0), &other, 12), Err(QuantiseError::InputShape { .. })));
     assert!(matches!(
-        choose_fractional_bits([&layer(1.0, 0.0)], &other),
+        choose_fractional_bits(Ring::Bits64, [&layer(1.0, 0.0)], &other),
         Err(QuantiseError::InputShape { .. })
     ));
 }

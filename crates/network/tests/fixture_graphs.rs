@@ -10,8 +10,8 @@ use std::{
 };
 
 use concilium_network::{
-    ImportError, ImportOptions, InputDomain, Network, Rounding, argmax, choose_fractional_bits, import_file,
-    import_file_with, quantise,
+    ImportError, ImportOptions, InputDomain, Network, Ring, Rounding, argmax, choose_fractional_bits,
+    import_file, import_file_with, quantise,
 };
 use ndarray::{Array1, Array2, ArrayD, Ix2};
 use ndarray_npy::NpzReader;
@@ -51,7 +51,8 @@ fn check_labels(name: &str, network: &Network, expected: &Expected) {
     // A column that never changes has no range.
     let maximum = maximum.iter().zip(&minimum).map(|(high, low)| high.max(low + 0.125)).collect();
     let domain = InputDomain::new(network.input_shape().to_vec(), minimum, maximum).unwrap();
-    let bits = choose_fractional_bits([network], &domain).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let bits = choose_fractional_bits(Ring::Bits64, [network], &domain)
+        .unwrap_or_else(|error| panic!("{name}: {error}"));
     let fixed = quantise(network, &domain, bits).unwrap();
     let encoded = domain.encode(expected.inputs.view(), bits).unwrap();
     let logits = fixed.evaluate(encoded.view(), Rounding::Nearest);

@@ -10,7 +10,7 @@ use std::{
 };
 
 use concilium_network::{
-    Ending, ImportError, InputDomain, Network, Rounding, choose_fractional_bits, import_file, quantise,
+    Ending, ImportError, InputDomain, Network, Ring, Rounding, choose_fractional_bits, import_file, quantise,
 };
 use ndarray::{Array2, ArrayD, ArrayView2, Axis, Ix2};
 use ndarray_npy::NpzReader;
@@ -95,8 +95,8 @@ fn fixed_point_stays_within_its_bound() {
         };
         let domain =
             InputDomain::new(network.input_shape().to_vec(), bound(f64::min), bound(f64::max)).unwrap();
-        let bits =
-            choose_fractional_bits([&network], &domain).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let bits = choose_fractional_bits(Ring::Bits64, [&network], &domain)
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
         let fixed = quantise(&network, &domain, bits).unwrap();
         fixed.architecture().validate().unwrap_or_else(|error| panic!("{name}: {error}"));
         let exact = network.evaluate(inputs.view());

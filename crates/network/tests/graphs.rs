@@ -11,7 +11,7 @@ use common::{
     integers, node,
 };
 use concilium_network::{
-    ImportError, InputDomain, Network, Operation, Rounding, choose_fractional_bits,
+    ImportError, InputDomain, Network, Operation, Ring, Rounding, choose_fractional_bits,
     onnx::{AttributeProto, NodeProto},
     quantise,
 };
@@ -269,7 +269,7 @@ fn features_of_different_scales_reach_what_is_no_product() {
     let network = network(&[2], nodes, vec![floats("w", &[2, 2], &[0.001, -0.002, 500.0, 900.0])]).unwrap();
     assert_eq!(operations(&network), ["relu", "dense"]);
     let domain = InputDomain::new(vec![2], vec![-4000.0, -0.25], vec![4000.0, 0.25]).unwrap();
-    let bits = choose_fractional_bits([&network], &domain).unwrap();
+    let bits = choose_fractional_bits(Ring::Bits64, [&network], &domain).unwrap();
     let fixed = quantise(&network, &domain, bits).unwrap();
     assert_eq!(fixed.steps()[0].name, "scales of the features");
     assert!(matches!(fixed.steps()[1].operation, Operation::Relu));

@@ -6,7 +6,7 @@ mod common;
 
 use common::{WithAttributes, model, node};
 use concilium_network::{
-    ImportError, InputDomain, Network, Rounding, argmax, choose_fractional_bits, import,
+    ImportError, InputDomain, Network, Ring, Rounding, argmax, choose_fractional_bits, import,
     onnx::{AttributeProto, NodeProto},
     quantise,
 };
@@ -149,7 +149,7 @@ proptest! {
         }
         prop_assert_eq!(&network.evaluate(rows.view()), &expected);
         let domain = InputDomain::new(vec![FEATURES], vec![-1.0], vec![1.0]).unwrap();
-        let bits = choose_fractional_bits([&network], &domain).unwrap();
+        let bits = choose_fractional_bits(Ring::Bits64, [&network], &domain).unwrap();
         let fixed = quantise(&network, &domain, bits).unwrap();
         let encoded = domain.encode(rows.view(), bits).unwrap();
         for rounding in [Rounding::Down, Rounding::Nearest] {

@@ -59,6 +59,13 @@ pub trait Element:
     /// The representative in `[-2^(k-1), 2^(k-1))`.
     fn to_signed(self) -> i64;
 
+    /// The representative in `[-2^(bits-1), 2^(bits-1))` of what is left of it modulo 2^`bits`, for `bits` from
+    /// 1 to k.
+    fn to_signed_modulo(self, bits: u32) -> i64 {
+        let above = u64::BITS - bits;
+        (self.to_unsigned() << above) as i64 >> above
+    }
+
     /// 2^exponent, which is 0 for exponents of k and more.
     fn power_of_two(exponent: u32) -> Self {
         if exponent >= Self::BITS { Self::ZERO } else { Self::from_unsigned(1 << exponent) }
@@ -130,6 +137,9 @@ mod tests {
             prop_assert_eq!(Z64::from_signed(value).to_signed(), value);
             prop_assert_eq!(Z32::from_signed(i64::from(narrow)).to_signed(), i64::from(narrow));
             prop_assert_eq!(Z32::from_signed(value).to_unsigned(), value as u64 & 0xffff_ffff);
+            prop_assert_eq!(Z32::from_signed(i64::from(narrow) >> 8).to_signed_modulo(24), i64::from(narrow) >> 8);
+            prop_assert_eq!(Z64::from_signed(value).to_signed_modulo(64), value);
+            prop_assert_eq!(Z64::from_signed(value).to_signed_modulo(1), -(value & 1));
         }
 
         #[test]

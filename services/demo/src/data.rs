@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use concilium_client_library::inputs::{ReadError, Source, read_labels, read_rows};
 use concilium_network::{
-    ImportError, InputDomain, InputError, Network, QuantiseError, choose_fractional_bits, import, import_file,
+    ImportError, InputDomain, InputError, Network, QuantiseError, Ring, choose_fractional_bits, import,
+    import_file,
 };
 use concilium_rpc::identity::{MAX_NAME_LENGTH, check_name};
 use ndarray::{Array1, Array2, Axis, s};
@@ -244,16 +245,15 @@ impl Data {
     /// # Errors
     /// [`DataError::FractionalBits`] naming the file.
     pub fn choose_fractional_bits(&self) -> Result<u32, DataError> {
-        choose_fractional_bits(self.owners.iter().map(|owner| &owner.network), &self.domain).map_err(
-            |source| {
-                // Shapes were compared, so the error is about one network or about the first.
-                let index = match &source {
-                    QuantiseError::NoFractionalBits { network, .. } => *network,
-                    _ => 0,
-                };
-                DataError::FractionalBits { file: self.owners[index].file.clone(), source }
-            },
-        )
+        let networks = self.owners.iter().map(|owner| &owner.network);
+        choose_fractional_bits(Ring::Bits64, networks, &self.domain).map_err(|source| {
+            // Shapes were compared, so the error is about one network or about the first.
+            let index = match &source {
+                QuantiseError::NoFractionalBits { network, .. } => *network,
+                _ => 0,
+            };
+            DataError::FractionalBits { file: self.owners[index].file.clone(), source }
+        })
     }
 
     /// The owners' votes `[owners, queries]` in double precision, without any protection.

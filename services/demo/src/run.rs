@@ -224,7 +224,7 @@ fn report(
         sigma,
         scale,
         noise_standard_deviation: convert::actual_standard_deviation(plan.policy.mechanism),
-        fractional_bits: plan.fractional_bits,
+        fractional_bits: plan.precision.fractional_bits,
         histograms: histograms(answers),
         accuracy: truth.map(|truth| agreement(&labels, truth)),
         simulated_accuracy: truth.map(|truth| simulation.accuracy(truth)),

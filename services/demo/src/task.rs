@@ -1,6 +1,6 @@
 //! The task of a demonstration: its policy, and the file in which the three servers read it.
 
-use concilium_network::InputDomain;
+use concilium_network::{InputDomain, Precision, Ring};
 use concilium_privacy::{
     Delta, Mechanism, MechanismError, NanoRho, NoiseScale, PolicyError, PrivacyUnit, Release, Sensitivity,
     TaskPolicy,
@@ -45,8 +45,8 @@ pub struct TaskPlan {
     pub policy: TaskPolicy,
     /// Shape and ranges of an input.
     pub domain: InputDomain,
-    /// Fractional bits of inputs and models.
-    pub fractional_bits: u32,
+    /// The ring and the fractional bits of inputs and models.
+    pub precision: Precision,
     /// Most rows of one request.
     pub request_rows: usize,
 }
@@ -60,12 +60,12 @@ impl TaskPlan {
         data: &Data,
         release: Release,
         mechanism: Mechanism,
-        fractional_bits: u32,
+        precision: impl Into<Precision>,
         request_rows: usize,
     ) -> Result<Self, TaskError> {
         let (domain, queries) = (data.domain.clone(), data.inputs.nrows());
         let noise = (release, mechanism);
-        Self::paying_for(queries, &data.task, data.classes, domain, noise, fractional_bits, request_rows)
+        Self::paying_for(queries, &data.task, data.classes, domain, noise, precision, request_rows)
     }
 
     /// Plans the task `task` with a budget that pays for `queries` rows of this release and noise.
@@ -78,7 +78,7 @@ impl TaskPlan {
         classes: usize,
         domain: InputDomain,
         (release, mechanism): (Release, Mechanism),
-        fractional_bits: u32,
+        precision: impl Into<Precision>,
         request_rows: usize,
     ) -> Result<Self, TaskError> {
         let row = mechanism.cost(Sensitivity::OF_ONE_VOTE, classes)?;
@@ -100,7 +100,7 @@ impl TaskPlan {
             declaration: None,
         };
         policy.validate()?;
-        Ok(TaskPlan { policy, domain, fractional_bits, request_rows })
+        Ok(TaskPlan { policy, domain, precision: precision.into(), request_rows })
     }
 
     /// The text of the servers' task file.
@@ -119,7 +119,8 @@ impl TaskPlan {
             input_shape: self.domain.shape(),
             input_minimum: Bound::new(self.domain.minimum()),
             input_maximum: Bound::new(self.domain.maximum()),
-            fractional_bits: self.fractional_bits,
+            ring_bits: self.precision.ring,
+            fractional_bits: self.precision.fractional_bits,
             classes: self.policy.bins,
             release: self.policy.release.name(),
             sigma,
@@ -144,6 +145,7 @@ struct Section<'a> {
     input_shape: &'a [usize],
     input_minimum: Bound<'a>,
     input_maximum: Bound<'a>,
+    ring_bits: Ring,
     fractional_bits: u32,
     classes: usize,
     release: &'a str,

@@ -3,6 +3,7 @@
 use std::{num::NonZeroUsize, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
+use concilium_network::{Ring, RingError};
 use concilium_privacy::NanoRho;
 
 /// Check, share and withdraw a model owner's networks.
@@ -84,7 +85,10 @@ pub struct CheckArguments {
         requires = "input_minimum"
     )]
     pub input_maximum: Vec<f64>,
-    /// Fractional bits, 8 to 20; the most that fit are used otherwise.
+    /// Width of the ring, 64 or 32. A check in 64 bits says what 32 would give as well.
+    #[arg(long, value_name = "BITS", default_value = "64", value_parser = ring, conflicts_with = "task")]
+    pub ring_bits: Ring,
+    /// Fractional bits, 8 to 20, or 6 to 14 in a ring of 32 bits; the most that fit are used otherwise.
     #[arg(long, value_name = "BITS", conflicts_with = "task")]
     pub fractional_bits: Option<u32>,
     /// Rows for the secure run, from a file of NumPy's: float32 or float64, [rows, ...]. Without ranges or a
@@ -140,6 +144,11 @@ pub struct ShareArguments {
     pub quiet: bool,
 }
 
+fn ring(text: &str) -> Result<Ring, RingError> {
+    // No width is written otherwise than as a small number.
+    Ring::try_from(text.parse().unwrap_or(0))
+}
+
 const AFTER_HELP: &str = "\
 Examples:
   concilium-owner check model.onnx
@@ -171,7 +180,8 @@ Exit codes:
 const AFTER_CHECK_HELP: &str = "\
 The report shows, step by step, how large values can become for inputs within the ranges, and how
 much room the ring leaves above them. The model is then run on random inputs by three parties in
-this process, and every step is compared with plaintext. Nothing is sent.
+this process, and every step is compared with plaintext. The last lines say whether a task with
+a ring of 32 bits would do, for half of the memory and upload. Nothing is sent.
 
 Examples:
   concilium-owner check model.onnx --task-file tasks.toml --task heart
@@ -228,6 +238,8 @@ mod tests {
             &["check", "m.onnx", "--task-file", "t.toml"],
             &["check", "m.onnx", "--task", "t", "--input-minimum", "0", "--input-maximum", "1"],
             &["check", "m.onnx", "--task", "t", "--rows", "0"],
+            &["check", "m.onnx", "--task", "t", "--ring-bits", "32"],
+            &["check", "m.onnx", "--ring-bits", "48"],
             &["share", "--task", "t"],
             &["share", "m.onnx"],
             &["withdraw", "m"],

@@ -8,6 +8,7 @@
 
 pub mod arguments;
 pub mod inputs;
+pub mod narrow;
 pub mod oracle;
 pub mod report;
 pub mod secure_run;
@@ -28,11 +29,12 @@ use concilium_client_library::{
     operations::Servers,
     terminal::{Failure, FailureClass, Output},
 };
-use concilium_network::{Check, ImportOptions, Network, import_file_with, quantise};
+use concilium_network::{Check, ImportOptions, Network, Precision, Ring, import_file_with, quantise};
 use indicatif::{ProgressBar, ProgressStyle};
 use rand::{TryRng as _, rngs::SysRng};
 
 use inputs::{ranges, read_rows};
+use narrow::Narrow;
 use oracle::Outputs;
 use secure_run::SecureRun;
 pub use share::{ShareError, ShareOptions, Shared, share_model};
@@ -124,6 +126,10 @@ pub struct Found {
     pub run: Option<SecureRun>,
     /// Its outputs beside those of the oracle.
     pub outputs: Option<Outputs>,
+    /// What the ring of 32 bits would give, for a model that fits that of 64.
+    pub narrow: Option<Narrow>,
+    /// Whether the rows are the owner's own.
+    pub given_rows: bool,
 }
 
 async fn check(
@@ -140,7 +146,7 @@ async fn check(
         (Some(task), None) => Target::of_task(&connect(config)?.task(task).await?),
         (None, _) if !arguments.input_minimum.is_empty() => {
             let (minimum, maximum) = (arguments.input_minimum.clone(), arguments.input_maximum.clone());
-            Target::of_ranges(&network, minimum, maximum, arguments.fractional_bits)?
+            Target::of_ranges(&network, minimum, maximum, arguments.ring_bits, arguments.fractional_bits)?
         }
         (None, _) if inputs.is_some() => {
             let ranges = inputs.as_ref().map(|rows| ranges(rows, network.input_shape()));
@@ -150,7 +156,7 @@ async fn check(
                 io::stderr(),
                 "note: no ranges were given, so every feature is taken to lie between the least and the most of {whose}"
             );
-            Target::of_ranges(&network, minimum, maximum, arguments.fractional_bits)?
+            Target::of_ranges(&network, minimum, maximum, arguments.ring_bits, arguments.fractional_bits)?
         }
         (None, _) => {
             // What normalised features usually keep to. The headroom found holds for these ranges only.
@@ -159,10 +165,17 @@ async fn check(
                 "note: no ranges were given, so every feature is taken to lie from -1 to 1; give the task with \
                  --task, or --input-minimum and --input-maximum"
             );
-            Target::of_ranges(&network, vec![-1.0], vec![1.0], arguments.fractional_bits)?
+            Target::of_ranges(
+                &network,
+                vec![-1.0],
+                vec![1.0],
+                arguments.ring_bits,
+                arguments.fractional_bits,
+            )?
         }
     };
-    let check = &*found.check.insert(Check::new(&network, &target.domain, target.fractional_bits)?);
+    let check =
+        &*found.check.insert(Check::new(&network, &target.domain, target.ring, target.fractional_bits)?);
     output.line(check.to_string().trim_end())?;
     target.check_classes(&network)?;
     if let Some(refusal) = &check.refusal {
@@ -171,7 +184,8 @@ async fn check(
             format!("{} is refused: {refusal}", arguments.model.display()),
         ));
     }
-    let fixed = quantise(&network, &target.domain, check.fractional_bits)?;
+    let precision = Precision { ring: target.ring, fractional_bits: check.fractional_bits };
+    let fixed = quantise(&network, &target.domain, precision)?;
     let seed = match arguments.seed {
         Some(seed) => seed,
         // Short enough to be typed again.
@@ -179,6 +193,7 @@ async fn check(
             SysRng.try_next_u32().map(u64::from).map_err(|error| Failure::new(FailureClass::Local, &error))?
         }
     };
+    found.given_rows = inputs.is_some();
     let (rows, origin) = match inputs {
         Some(rows) => (rows, "given rows".to_owned()),
         None => {
@@ -195,8 +210,20 @@ async fn check(
     let ending = network.origin().map(|origin| origin.ending).unwrap_or_default();
     let logits = [&shown.logits, &shown.fixed_logits, &shown.exact_logits];
     let options = ImportOptions::with_output(arguments.output.clone());
-    let outputs = oracle::compare(logits, ending, oracle::evaluate(&arguments.model, &options, rows.view()));
-    report::secure_run(check, shown, found.outputs.insert(outputs), &origin, output)
+    let tract = oracle::evaluate(&arguments.model, &options, rows.view());
+    let outputs = oracle::compare(logits, ending, tract.clone());
+    let outputs = &*found.outputs.insert(outputs);
+    report::secure_run(check, shown, outputs, &origin, output)?;
+    if target.ring == Ring::Bits64 {
+        let bar = progress_bar(rows.nrows() as u64, "{msg} {bar:40} {pos}/{len} rows  {eta} left");
+        bar.set_message("ring of 32 bits");
+        let narrow =
+            Narrow::of(&network, &target.domain, &rows, seed, shown, tract, |done| bar.inc(done as u64));
+        bar.finish_and_clear();
+        let narrow = found.narrow.insert(narrow.map_err(|error| Failure::new(FailureClass::Input, &error))?);
+        report::narrow_ring(narrow, shown, outputs, found.given_rows, output)?;
+    }
+    Ok(())
 }
 
 /// A bar on standard error where that is a terminal.
@@ -282,7 +309,7 @@ async fn share_one(
         ProgressBar::hidden()
     } else {
         // Two of the three servers get data; a repeated upload counts again.
-        let bytes = 2 * 8 * network.parameter_count() as u64;
+        let bytes = 2 * (task.ring.element_bytes() * network.parameter_count()) as u64;
         progress_bar(bytes, "{msg} {bar:40} {bytes}/{total_bytes}  {eta} left").with_message(name.to_owned())
     };
     let shown = bar.clone();

@@ -1,6 +1,7 @@
 //! What the program prints.
 
 mod check;
+mod narrow;
 
 use std::{
     io::Write,
@@ -15,7 +16,10 @@ use concilium_client_library::{
 use concilium_network::FixedNetwork;
 use concilium_rpc::v1::{SelfTestFigures, TaskBudget};
 
-pub use self::check::{check_json, secure_run};
+pub use self::{
+    check::{check_json, secure_run},
+    narrow::narrow_ring,
+};
 use crate::{share::Shared, store::ModelEverywhere};
 
 /// One line about a model that could be shared.

@@ -4,10 +4,10 @@
 //! dealt as it will be, evaluated as the servers evaluate it, and every step is opened and compared
 //! with plaintext. Nothing leaves the process.
 
-use std::{sync::Arc, time::Duration, time::Instant};
+use std::{time::Duration, time::Instant};
 
 use concilium_inference::{
-    Ensemble, EnsembleError, ModelError, SharedModel, flatten, histogram, logits_observed,
+    Ensemble, EnsembleError, PrepareError, PreparedModel, RingElement, flatten, histogram, logits_observed,
 };
 use concilium_mpc::{
     MpcError, PartyIndex, Shares,
@@ -15,9 +15,9 @@ use concilium_mpc::{
     local::{reconstruct, run},
 };
 use concilium_network::{
-    FixedNetwork, FixedStep, InputDomain, InputError, Network, Operation, Rounding, StepError,
+    FixedNetwork, FixedStep, InputDomain, InputError, Network, Operation, Ring, Rounding, StepError,
 };
-use concilium_ring::{Element as _, Z64};
+use concilium_ring::{Z32, Z64};
 use ndarray::{Array2, s};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use thiserror::Error;
@@ -35,15 +35,15 @@ pub enum SecureRunError {
     Sharing(#[from] SharingError),
     /// The shares do not make a model.
     #[error(transparent)]
-    Model(#[from] ModelError),
+    Model(#[from] PrepareError),
     /// The model does not fit the task.
     #[error(transparent)]
     Ensemble(#[from] EnsembleError),
     /// The parties lost each other.
     #[error("the run of three parties failed: {0}")]
     Protocol(#[from] MpcError),
-    /// A value is none that the protocol may give. Truncation fails with a probability of at most 2^-24
-    /// for each value, so once in a very long while this is no fault.
+    /// A value is none that the protocol may give. In the ring of 64 bits truncation fails with a probability
+    /// of at most 2^-24 for each value, so once in a very long while this is no fault.
     #[error("the secure evaluation is wrong: {0}; run again with another --seed, and if it stays, report it")]
     Step(#[from] StepError),
     /// A logit is further off than was proven.
@@ -151,7 +151,7 @@ pub fn draw_rows(domain: &InputDomain, rows: usize, seed: u64) -> Array2<f64> {
 /// Numbers of all steps that are held at a time, over the rows that are compared together.
 const ELEMENTS_AT_A_TIME: usize = 1 << 22;
 
-/// Evaluates `network`, and `fixed` that was made of it, on `drawn` rows `[rows, features]`, some at a time;
+/// Evaluates `network`, and `fixed` that was made of it, in its ring, on `drawn` rows `[rows, features]`, some at a time;
 /// `progress` is told how many rows are done. `seed` is for what the three parties draw among themselves.
 ///
 /// # Errors
@@ -164,9 +164,23 @@ pub fn secure_run(
     seed: u64,
     progress: impl Fn(usize),
 ) -> Result<SecureRun, SecureRunError> {
+    match fixed.precision().ring {
+        Ring::Bits64 => in_ring::<Z64>(network, fixed, domain, drawn, seed, progress),
+        Ring::Bits32 => in_ring::<Z32>(network, fixed, domain, drawn, seed, progress),
+    }
+}
+
+fn in_ring<E: RingElement>(
+    network: &Network,
+    fixed: &FixedNetwork,
+    domain: &InputDomain,
+    drawn: &Array2<f64>,
+    seed: u64,
+    progress: impl Fn(usize),
+) -> Result<SecureRun, SecureRunError> {
     let rows = drawn.nrows();
     let encoded = domain.encode(drawn.view(), fixed.fractional_bits())?;
-    let ensembles = ensembles(fixed)?;
+    let ensembles = ensembles::<E>(fixed)?;
     let elements: usize = fixed.ranges().iter().map(|range| range.size).sum();
     let together = (ELEMENTS_AT_A_TIME / elements.max(1)).clamp(1, rows.max(1));
     let shape = (rows, fixed.architecture().classes);
@@ -207,10 +221,10 @@ struct Logits {
 }
 
 /// Evaluates rows, real and encoded, in three ways, and adds what they show to `steps`.
-fn compare(
+fn compare<E: RingElement>(
     network: &Network,
     fixed: &FixedNetwork,
-    ensembles: &[Ensemble; 3],
+    ensembles: &[Ensemble<E>; 3],
     (drawn, encoded): &(Array2<f64>, Array2<i64>),
     seed: u64,
     steps: &mut [StepRun],
@@ -225,10 +239,12 @@ fn compare(
         .map(|_| seen)
     });
     let [first, second, third] = parts;
+    let known_bits = fixed.precision().known_bits();
     let mut opened: Vec<Option<Array2<i64>>> = vec![None; fixed.steps().len() + 1];
     opened[0] = Some(encoded.clone());
     for (((step, own), (_, next)), (_, other)) in first?.into_iter().zip(second?).zip(third?) {
-        opened[step + 1] = Some(reconstruct(&[own, next, other]).mapv(|value| value.to_signed()));
+        let values = reconstruct(&[own, next, other]);
+        opened[step + 1] = Some(values.mapv(|value| value.to_signed_modulo(known_bits)));
     }
     let opened: Vec<Array2<i64>> =
         opened.into_iter().map(|value| value.expect("every step of a model is evaluated")).collect();
@@ -255,7 +271,11 @@ fn compare(
 }
 
 /// What encoded rows cost from their shares to the noised histogram.
-fn cost(ensembles: &[Ensemble; 3], encoded: &Array2<i64>, seed: u64) -> Result<Cost, SecureRunError> {
+fn cost<E: RingElement>(
+    ensembles: &[Ensemble<E>; 3],
+    encoded: &Array2<i64>,
+    seed: u64,
+) -> Result<Cost, SecureRunError> {
     let input = deal_rows(encoded)?;
     let begin = Instant::now();
     let traffic = run(seed, |party| {
@@ -277,29 +297,23 @@ fn cost(ensembles: &[Ensemble; 3], encoded: &Array2<i64>, seed: u64) -> Result<C
 }
 
 /// The model as each server would hold it after sharing.
-fn ensembles(fixed: &FixedNetwork) -> Result<[Ensemble; 3], SecureRunError> {
+fn ensembles<E: RingElement>(fixed: &FixedNetwork) -> Result<[Ensemble<E>; 3], SecureRunError> {
     let architecture = fixed.architecture();
-    let count = architecture.parameter_count();
-    let shares = deal_and_wipe(flatten(fixed))?;
+    let shares = deal_and_wipe(flatten::<E>(fixed))?;
     let ensemble = |share: &DealtShare| {
-        let (own, next) = (share.own.expand(count)?, share.next.expand(count)?);
-        let model = SharedModel::new(architecture.clone(), &own, &next)?;
+        let model = PreparedModel::new(architecture.clone(), &share.own, &share.next)?;
         let (features, classes) = (architecture.input_features, architecture.classes);
-        Ok::<_, SecureRunError>(Ensemble::new(
-            vec![Arc::new(model)],
-            features,
-            classes,
-            architecture.fractional_bits,
-        )?)
+        let ensemble = Ensemble::of_prepared([&model], features, classes, architecture.fractional_bits)?;
+        Ok::<_, SecureRunError>(ensemble)
     };
     let [first, second, third] = &shares;
     Ok([ensemble(first)?, ensemble(second)?, ensemble(third)?])
 }
 
 /// Encoded rows as the three servers hold them.
-fn deal_rows(encoded: &Array2<i64>) -> Result<[Shares<Z64>; 3], SecureRunError> {
-    let dealt = deal_and_wipe(encoded.iter().map(|&value| Z64::from_signed(value)).collect())?;
-    let matrix = |elements: Vec<Z64>| {
+fn deal_rows<E: RingElement>(encoded: &Array2<i64>) -> Result<[Shares<E>; 3], SecureRunError> {
+    let dealt = deal_and_wipe(encoded.iter().map(|&value| E::from_signed(value)).collect())?;
+    let matrix = |elements: Vec<E>| {
         Array2::from_shape_vec(encoded.dim(), elements).expect("a component has an element for each value")
     };
     let shares = |server: PartyIndex| {
@@ -311,15 +325,15 @@ fn deal_rows(encoded: &Array2<i64>) -> Result<[Shares<Z64>; 3], SecureRunError> 
     Ok([shares(first)?, shares(second)?, shares(third)?])
 }
 
-fn deal_and_wipe(mut elements: Vec<Z64>) -> Result<[DealtShare; 3], SharingError> {
+fn deal_and_wipe<E: RingElement>(mut elements: Vec<E>) -> Result<[DealtShare; 3], SharingError> {
     let dealt = deal(&elements, &mut rand::rngs::SysRng);
-    elements.iter_mut().for_each(|element| element.0.zeroize());
+    bytemuck::cast_slice_mut::<E, u8>(&mut elements).zeroize();
     dealt
 }
 
 #[cfg(test)]
 mod tests {
-    use concilium_network::{argmax, choose_fractional_bits, quantise};
+    use concilium_network::{Ring, argmax, choose_fractional_bits, quantise};
     use ndarray::Array1;
 
     use super::*;
@@ -337,7 +351,7 @@ mod tests {
         let network = Network::perceptron(vec![2, 3], layers).unwrap();
         let domain =
             InputDomain::new(vec![2, 3], vec![0.0, -100.0, 0.001, 0.0, -1.0, 0.0], vec![4000.0]).unwrap();
-        let bits = choose_fractional_bits([&network], &domain).unwrap();
+        let bits = choose_fractional_bits(Ring::Bits64, [&network], &domain).unwrap();
         let fixed = quantise(&network, &domain, bits).unwrap();
         let rows = draw_rows(&domain, 5, seed);
         let shown = secure_run(&network, &fixed, &domain, &rows, seed, |_| {}).unwrap();

@@ -17,8 +17,9 @@ use concilium_client_library::{
 };
 use concilium_inference::flatten;
 use concilium_mpc::input::{DealtShare, InputError as SharingError};
-use concilium_network::{FixedNetwork, Network, QuantiseError, quantise};
+use concilium_network::{FixedNetwork, Network, Precision, QuantiseError, Ring, quantise};
 use concilium_privacy::{EpochBasis, EpochDeclaration, NanoRho};
+use concilium_ring::{Z32, Z64};
 use concilium_rpc::{
     identity::{IdentityError, check_name},
     v1::{
@@ -216,7 +217,8 @@ pub fn prepare(task: &Task, network: &Network, retrained: bool) -> Result<FixedN
         return Err(ShareError::NotSaidToBeNew { task, epoch, attested_by });
     }
     Target::of_task(task).check_classes(network)?;
-    quantise(network, &task.domain, task.fractional_bits)
+    let precision = Precision { ring: task.ring, fractional_bits: task.fractional_bits };
+    quantise(network, &task.domain, precision)
         .map_err(|source| ShareError::Quantise { task: task.name.clone(), source })
 }
 
@@ -359,9 +361,11 @@ impl Upload {
             .expect("an architecture consists of numbers and names, which JSON can hold");
         let mut key = Zeroizing::new([0; 32]);
         SysRng.try_fill_bytes(key.as_mut()).map_err(|error| SharingError::Randomness(error.to_string()))?;
-        let (parts, content_digest) = share(flatten(fixed), &mut SysRng, |dealt| {
-            content_digest(&key, &task.name, name, &architecture, dealt)
-        })?;
+        let digest = |dealt: &[DealtShare; 3]| content_digest(&key, &task.name, name, &architecture, dealt);
+        let (parts, content_digest) = match fixed.precision().ring {
+            Ring::Bits64 => share(flatten::<Z64>(fixed), &mut SysRng, digest)?,
+            Ring::Bits32 => share(flatten::<Z32>(fixed), &mut SysRng, digest)?,
+        };
         Ok(Self {
             task: task.name.clone(),
             model: name.to_owned(),

@@ -7,7 +7,7 @@ use std::{
 };
 
 use concilium_client_library::Task;
-use concilium_network::{InputDomain, InputError, Network};
+use concilium_network::{InputDomain, InputError, Network, Ring};
 use serde::Deserialize;
 use thiserror::Error;
 
@@ -21,6 +21,8 @@ pub struct Target {
     pub domain: InputDomain,
     /// Number of classes, if it is prescribed.
     pub classes: Option<usize>,
+    /// The ring.
+    pub ring: Ring,
     /// Fractional bits, if they are prescribed; otherwise the most that fit are used.
     pub fractional_bits: Option<u32>,
 }
@@ -85,6 +87,8 @@ struct TaskSection {
     input_shape: Vec<usize>,
     input_minimum: Bound,
     input_maximum: Bound,
+    #[serde(default)]
+    ring_bits: Ring,
     fractional_bits: u32,
     classes: usize,
 }
@@ -112,6 +116,7 @@ impl Target {
         Self {
             domain: task.domain.clone(),
             classes: Some(task.classes),
+            ring: task.ring,
             fractional_bits: Some(task.fractional_bits),
         }
     }
@@ -135,10 +140,12 @@ impl Target {
             task: task.to_owned(),
             found: file.tasks.keys().cloned().collect::<Vec<_>>().join(", "),
         })?;
-        let TaskSection { input_shape, input_minimum, input_maximum, fractional_bits, classes } = section;
+        let TaskSection { input_shape, input_minimum, input_maximum, ring_bits, fractional_bits, classes } =
+            section;
         Ok(Self {
             domain: InputDomain::new(input_shape, input_minimum.into(), input_maximum.into())?,
             classes: Some(classes),
+            ring: ring_bits,
             fractional_bits: Some(fractional_bits),
         })
     }
@@ -152,10 +159,11 @@ impl Target {
         network: &Network,
         minimum: Vec<f64>,
         maximum: Vec<f64>,
+        ring: Ring,
         fractional_bits: Option<u32>,
     ) -> Result<Self, TargetError> {
         let domain = InputDomain::new(network.input_shape().to_vec(), minimum, maximum)?;
-        Ok(Self { domain, classes: None, fractional_bits })
+        Ok(Self { domain, classes: None, ring, fractional_bits })
     }
 
     /// Refuses a network that answers another question than the task asks.

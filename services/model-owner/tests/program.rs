@@ -88,6 +88,9 @@ fn a_task_file_sets_ranges_classes_and_precision() {
     let arguments = [model.as_str(), "--task-file", path.to_str().unwrap(), "--task", "digits"];
     fs::write(&path, task(10, 11)).unwrap();
     assert!(check(&arguments).contains("fractional bits 11"));
+    fs::write(&path, task(10, 11).replace("fractional", "ring_bits = 32\nfractional")).unwrap();
+    let narrow = check(&arguments);
+    assert!(narrow.contains("ring            32 bits\nfractional bits 11"), "{narrow}");
     let checked = |text: String| {
         fs::write(&path, text).unwrap();
         failure(&[&["check"][..], &arguments].concat(), 2)
@@ -95,6 +98,51 @@ fn a_task_file_sets_ranges_classes_and_precision() {
     assert!(checked(task(3, 11)).contains("10 classes"));
     assert!(checked(task(10, 11).replace("[64]", "[63]")).contains("63"));
     assert!(checked(task(10, 99)).contains("fractional bits"));
+}
+
+#[test]
+fn the_ring_of_32_bits_is_shown_beside_that_of_64() {
+    let folder = tempfile::tempdir().unwrap();
+    let report = folder.path().join("report.json");
+    let (inputs, json) = (example("test_inputs.npy"), report.to_str().unwrap());
+    let narrow = |model: &str, arguments: &[&str]| {
+        let text = check(&[&[model, "--json", json][..], &UNIT, arguments].concat());
+        let found: serde_json::Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
+        (text, found)
+    };
+    let model = example("owner_00.onnx");
+    let (text, found) = narrow(&model, &["--inputs", &inputs]);
+    assert!(text.contains("beside that of 64") && text.contains("server memory"), "{text}");
+    assert!(text.contains("ring of 32 bits  does: no label of these rows is lost"), "{text}");
+    let (wide, narrow_ring) = (&found, &found["narrow_ring"]);
+    assert_eq!((&wide["ring_bits"], &narrow_ring["fits"]), (&64.into(), &true.into()), "{found}");
+    assert_eq!((&narrow_ring["recommended"], &narrow_ring["reason"]), (&true.into(), &().into()), "{found}");
+    assert!(narrow_ring["labels_agree"].as_u64() >= wide["labels_agree"].as_u64(), "{found}");
+    assert!(narrow_ring["rounds"].as_u64() <= wide["rounds"].as_u64(), "{found}");
+    let upload = 4 * wide["parameters"].as_u64().unwrap();
+    assert_eq!(narrow_ring["upload_bytes"], upload);
+    for server in 0..3 {
+        let of = |report: &serde_json::Value, key: &str| report[key][server].as_u64().unwrap();
+        for key in ["bytes", "memory_bytes"] {
+            assert!(of(narrow_ring, key) < of(wide, key), "{key} of server {server}: {found}");
+        }
+    }
+    // Random rows say nothing about labels.
+    let (text, found) = narrow(&model, &["--rows", "2", "--seed", "3"]);
+    assert!(text.contains("ring of 32 bits  may do") && text.contains("--inputs"), "{text}");
+    assert_eq!(found["narrow_ring"]["recommended"], false);
+    // What does not fit says why.
+    let (text, found) = narrow(&fixture("legacy_tanh.onnx"), &["--rows", "2"]);
+    assert!(text.contains("ring of 32 bits  does not do") && text.contains("it is tanh"), "{text}");
+    assert_eq!(found["narrow_ring"]["fits"], false, "{found}");
+    assert!(found["narrow_ring"]["reason"].as_str().unwrap().contains("64 bits"), "{found}");
+    // A report for that ring alone.
+    let (text, found) = narrow(&model, &["--ring-bits", "32", "--rows", "2"]);
+    assert!(text.contains("ring            32 bits") && !text.contains("beside that of 64"), "{text}");
+    assert_eq!((&found["ring_bits"], &found["narrow_ring"]), (&32.into(), &().into()), "{found}");
+    let tanh = fixture("legacy_tanh.onnx");
+    let message = failure(&[&["check", &tanh, "--ring-bits", "32"][..], &UNIT].concat(), 2);
+    assert!(message.contains("the task's ring has 32 bits") && message.contains("it is tanh"), "{message}");
 }
 
 #[test]

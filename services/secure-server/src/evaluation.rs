@@ -1,19 +1,20 @@
 //! The multi-party computation of a batch: from input shares to what is released.
 
 use concilium_inference::release::{ThresholdTest, noised_labels, noised_sums};
-use concilium_inference::{histogram, probabilities};
+use concilium_inference::{Ensemble, Question, RingElement, probabilities};
 use concilium_mpc::party::Paused;
 use concilium_mpc::release::ReleasedComponents;
 use concilium_mpc::{MpcError, Party, Shares, Traffic};
+use concilium_network::Ring;
 use concilium_privacy::{NoisePool, Release};
-use concilium_ring::Z64;
+use concilium_ring::{Z32, Z64};
 use concilium_rpc::lane::LaneChannel;
 use ndarray::Array2;
 use zeroize::Zeroizing;
 
 use crate::context::Context;
 use crate::link::{Failure, Link};
-use crate::models::ensemble;
+use crate::models::{Entry, ensemble};
 use crate::progress::{ObservedChannel, Step};
 use crate::run::{Active, Batch, charge_threshold};
 use crate::task::Task;
@@ -36,19 +37,20 @@ pub(crate) fn evaluate(
     batch: &Batch<'_>,
 ) -> Result<Evaluated, Failure> {
     let Batch { session, task, models, ref active, .. } = *batch;
-    let fault = |error: &dyn std::fmt::Display| Failure::fault(error.to_string());
     let failed = |error: MpcError| failed(context, &error);
-    let ensemble = ensemble(task, models).map_err(|error| fault(&error))?;
-    let input = stack_inputs(task, active).map_err(|error| fault(&error))?;
-    let rows = input.dim().0;
+    let question: Question = match task.precision.ring {
+        Ring::Bits64 => in_ring::<Z64>(task, models, active)?.into(),
+        Ring::Bits32 => in_ring::<Z32>(task, models, active)?.into(),
+    };
+    let rows = question.rows();
     let keys = link.lane.pairwise_keys().map_err(|error| link.fail(&error, "share a key"))?;
     // With a threshold, noise for the answers is taken when it is known how many there are.
     let pool = task.threshold_noise.as_ref().unwrap_or(&task.noise);
     let noise = take_noise(link, context, pool, rows)?;
     let mut party = Party::new(context.here, session, &keys, channel(link, context, task, session));
-    let votes = match task.policy.release {
-        Release::MeanProbability => probabilities(&mut party, &ensemble, &input),
-        _ => histogram(&mut party, &ensemble, &input),
+    let votes = match (task.policy.release, question.wide()) {
+        (Release::MeanProbability, Some((models, rows))) => probabilities(&mut party, models, rows),
+        _ => question.histogram(&mut party),
     }
     .map_err(failed)?;
     if let (Release::ConfidentLabel, Some(threshold)) = (task.policy.release, task.policy.threshold) {
@@ -63,6 +65,17 @@ pub(crate) fn evaluate(
     }
     .map_err(failed)?;
     Ok(Evaluated { released, consensus: None, traffic: party.traffic().clone() })
+}
+
+/// Models and rows of a batch in the ring of its task.
+fn in_ring<E: RingElement>(
+    task: &Task,
+    models: &[Entry],
+    active: &[Active],
+) -> Result<(Ensemble<E>, Shares<E>), Failure> {
+    let fault = |error: &dyn std::fmt::Display| Failure::fault(error.to_string());
+    let models = ensemble(task, models).map_err(|error| fault(&error))?;
+    Ok((models, stack_inputs(task, active).map_err(|error| fault(&error))?))
 }
 
 /// Charges for the test, opens it among the servers, and answers the rows that passed with fresh noise.
@@ -129,14 +142,17 @@ fn failed(context: &Context, error: &dyn std::fmt::Display) -> Failure {
 }
 
 /// The rows of all requests below each other.
-fn stack_inputs(task: &Task, active: &[Active]) -> Result<Shares<Z64>, concilium_mpc::input::InputError> {
+fn stack_inputs<E: RingElement>(
+    task: &Task,
+    active: &[Active],
+) -> Result<Shares<E>, concilium_mpc::input::InputError> {
     let features = task.domain.features();
     let parts = active
         .iter()
         .map(|Active { waiting, .. }| {
             let rows = waiting.rows as usize;
             let matrix = |component: &concilium_mpc::input::Component| {
-                let elements = component.expand::<Z64>(rows * features)?;
+                let elements = component.expand::<E>(rows * features)?;
                 Ok(Array2::from_shape_vec((rows, features), elements)
                     .expect("expanding gives as many elements as were asked for"))
             };

@@ -55,7 +55,7 @@ impl ModelService {
             _ => Err(second_header()),
         });
         let announced = [("own", &header.own), ("next", &header.next)];
-        let [own, next] = read_components(announced, elements, pieces).await?;
+        let [own, next] = read_components(announced, elements, architecture.ring, pieces).await?;
         let version = (header.version > 0).then_some(header.version);
         let upload = Upload { key, version, architecture, content_digest, terms, own, next };
         let now = i64::try_from(SystemClock.now_ms()).unwrap_or(i64::MAX);
@@ -209,7 +209,8 @@ fn check_header(
     let fits = [
         ("input features", task.domain.features(), architecture.input_features),
         ("classes", task.policy.bins, architecture.classes),
-        ("fractional bits", task.fractional_bits as usize, architecture.fractional_bits as usize),
+        ("bits in the ring", task.precision.ring.bits() as usize, architecture.ring.bits() as usize),
+        ("fractional bits", task.precision.fractional_bits as usize, architecture.fractional_bits as usize),
     ];
     for (what, expected, got) in fits {
         if expected != got {

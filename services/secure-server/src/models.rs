@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{PoisonError, RwLock};
 
-use concilium_inference::SharedModel;
+use concilium_inference::PreparedModel;
 use concilium_mpc::PartyIndex;
 use concilium_mpc::input::Component;
 use concilium_privacy::NanoRho;
@@ -364,7 +364,7 @@ impl ModelStore {
     ///
     /// # Errors
     /// [`RpcError::UnknownModel`] when it is gone, [`RpcError::Internal`] when it can't be read.
-    pub fn prepare(&self, key: &VersionKey) -> Result<Arc<SharedModel>, RpcError> {
+    pub fn prepare(&self, key: &VersionKey) -> Result<PreparedModel, RpcError> {
         let ready = self.read().get(key).and_then(|entry| entry.prepared.clone());
         match ready {
             Some(prepared) => Ok(prepared),

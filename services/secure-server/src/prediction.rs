@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use concilium_mpc::input::{Component, SEED_BYTES};
+use concilium_network::Ring;
 use concilium_privacy::{ContentDigest, Lookup, RequestId, RequestKey};
 use concilium_rpc::chunk::{Assembler, chunks};
 use concilium_rpc::identity::Role;
@@ -30,9 +31,6 @@ use crate::owners::unpaid;
 use crate::receipt;
 use crate::task::Task;
 use crate::waiting::Waiting;
-
-/// Bytes of one element of Z_2^64.
-const ELEMENT_BYTES: u64 = 8;
 
 /// Serves clients.
 #[derive(Clone)]
@@ -99,7 +97,7 @@ impl PredictionService {
             Some(predict_request::Message::Chunk(chunk)) => Ok(chunk),
             _ => Err(second_header()),
         });
-        let [own, next] = read_components(components, elements, pieces).await?;
+        let [own, next] = read_components(components, elements, task.precision.ring, pieces).await?;
         let public = public_digest(&key, &header);
         // Hashed here, once: the lane's thread only compares.
         let digests = [own.digest(&public), next.digest(&public)];
@@ -177,7 +175,8 @@ impl PredictionService {
             input_shape: task.domain.shape().iter().map(|&size| size as u32).collect(),
             input_minimum: task.domain.minimum().to_vec(),
             input_maximum: task.domain.maximum().to_vec(),
-            fractional_bits: task.fractional_bits,
+            ring_bits: Some(task.precision.ring.bits()),
+            fractional_bits: task.precision.fractional_bits,
             classes: task.policy.bins as u32,
             class_names: task.class_names.clone(),
             release: task.wire_release().into(),
@@ -282,7 +281,7 @@ fn public_digest(key: &RequestKey, header: &PredictHeader) -> [u8; 32] {
     *hasher.finalize().as_bytes()
 }
 
-/// Reads the two components of `elements` elements that a header announces from the chunks that
+/// Reads the two components of `elements` elements of a ring that a header announces from the chunks that
 /// follow it.
 ///
 /// # Errors
@@ -291,11 +290,12 @@ fn public_digest(key: &RequestKey, header: &PredictHeader) -> [u8; 32] {
 pub(crate) async fn read_components(
     announced: [(&'static str, &Option<v1::Component>); 2],
     elements: u64,
+    ring: Ring,
     pieces: impl Stream<Item = Result<Bytes, RpcError>>,
 ) -> Result<[Component; 2], RpcError> {
     let malformed =
         |what: &str, problem: String| RpcError::MalformedShares { what: what.to_owned(), problem };
-    let expected = elements * ELEMENT_BYTES;
+    let expected = elements * ring.element_bytes() as u64;
     let mut parts = Vec::new();
     for (name, component) in announced {
         match component.as_ref().and_then(|component| component.kind.as_ref()) {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use concilium_mpc::PartyIndex;
-use concilium_network::InputDomain;
+use concilium_network::{InputDomain, Precision};
 use concilium_privacy::{
     EpochBasis, EpochDeclaration, Mechanism, NanoRho, NoisePool, PrivacyUnit, Release, TaskPolicy, Threshold,
 };
@@ -26,8 +26,8 @@ pub struct Task {
     pub policy: TaskPolicy,
     /// Shape and range of inputs.
     pub domain: InputDomain,
-    /// Fractional bits of inputs and models.
-    pub fractional_bits: u32,
+    /// The ring and the fractional bits of inputs and models.
+    pub precision: Precision,
     /// Names of the classes, or none.
     pub class_names: Vec<String>,
     /// Most rows of one request.
@@ -73,7 +73,7 @@ impl Task {
         Ok(Task {
             policy,
             domain,
-            fractional_bits: section.fractional_bits,
+            precision: section.precision(),
             class_names: section.class_names.clone(),
             request_rows: section.request_rows,
             noise,
@@ -164,9 +164,11 @@ fn wire_mechanism(mechanism: Mechanism) -> v1::NoiseMechanism {
 fn canonical(section: &TaskSection, policy: &TaskPolicy, domain: &InputDomain) -> BTreeMap<String, String> {
     let option = |value: Option<String>| value.unwrap_or_else(|| "none".to_owned());
     // A first epoch says nothing here, and is the same policy for servers that know nothing of these keys.
+    // So does the ring of 64 bits.
     let declared = [
         ("epoch_basis", section.epoch_basis.map(|value| value.to_string())),
         ("epoch_attested_by", section.epoch_attested_by.clone()),
+        ("ring_bits", (!section.ring_bits.is_default()).then(|| section.ring_bits.to_string())),
     ];
     let declared = declared.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
     let mut keys = BTreeMap::from(

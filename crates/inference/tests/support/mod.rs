@@ -5,14 +5,22 @@
 
 use std::sync::Arc;
 
-use concilium_inference::{Ensemble, SharedModel, flatten, logits_observed};
+use concilium_inference::{Ensemble, RingElement, SharedModel, flatten, logits_observed};
 use concilium_mpc::Shares;
 use concilium_mpc::local::{reconstruct, run, share};
-use concilium_network::FixedNetwork;
-use concilium_ring::{Element, Z64};
+use concilium_network::{FixedNetwork, InputDomain, Network, Precision, Ring, quantise};
 use ndarray::{Array1, Array2, ArrayView2};
 
 pub const FRACTIONAL_BITS: u32 = 12;
+
+/// The precision of the tests in a ring: that of 32 bits has less room.
+pub fn precision<E: RingElement>() -> Precision {
+    let fractional_bits = match E::RING {
+        Ring::Bits64 => FRACTIONAL_BITS,
+        Ring::Bits32 => 9,
+    };
+    Precision { ring: E::RING, fractional_bits }
+}
 
 /// SplitMix64, to choose test networks.
 pub struct Random(pub u64);
@@ -31,16 +39,57 @@ impl Random {
     }
 }
 
+/// A perceptron of these sizes with random weights.
+pub fn perceptron(random: &mut Random, sizes: &[usize]) -> Network {
+    let mut layers = Vec::new();
+    for pair in sizes.windows(2) {
+        let weights = Array2::from_shape_simple_fn((pair[0], pair[1]), || random.uniform(0.8));
+        let bias = Array1::from_shape_simple_fn(pair[1], || random.uniform(0.5));
+        layers.push((weights, bias));
+    }
+    Network::perceptron(vec![sizes[0]], layers).expect("sizes fit each other")
+}
+
+/// Owners' networks and a shared input.
+pub struct World<E: RingElement> {
+    pub networks: Vec<FixedNetwork>,
+    pub ensembles: [Ensemble<E>; 3],
+    pub input: Array2<i64>,
+    pub shares: [Shares<E>; 3],
+}
+
+/// A world of networks, which `network` draws one after the other, for random inputs between -1 and 1.
+pub fn world_of<E: RingElement>(
+    seed: u64,
+    owners: usize,
+    features: usize,
+    rows: usize,
+    mut network: impl FnMut(&mut Random, usize) -> Network,
+) -> World<E> {
+    let mut random = Random(seed);
+    let domain = InputDomain::new(vec![features], vec![-1.0], vec![1.0]).expect("the domain is sound");
+    let precision = precision::<E>();
+    let fixed = |owner| {
+        quantise(&network(&mut random, owner), &domain, precision).unwrap_or_else(|error| panic!("{error}"))
+    };
+    let networks: Vec<_> = (0..owners).map(fixed).collect();
+    let ensembles = ensembles(seed, &networks);
+    let drawn = Array2::from_shape_simple_fn((rows, features), || random.uniform(1.0));
+    let input = domain.encode(drawn.view(), precision.fractional_bits).expect("inputs lie in the domain");
+    let shares = share(seed ^ 0x1234, &input.mapv(E::from_signed));
+    World { networks, ensembles, input, shares }
+}
+
 /// The three servers' ensembles of the given networks.
-pub fn ensembles(seed: u64, networks: &[FixedNetwork]) -> [Ensemble; 3] {
-    let shared: Vec<[Arc<SharedModel>; 3]> = networks
+pub fn ensembles<E: RingElement>(seed: u64, networks: &[FixedNetwork]) -> [Ensemble<E>; 3] {
+    let shared: Vec<[Arc<SharedModel<E>>; 3]> = networks
         .iter()
         .enumerate()
         .map(|(owner, network)| {
             let elements = Array1::from_vec(flatten(network)).insert_axis(ndarray::Axis(0));
             let parts = share(seed.wrapping_add(owner as u64), &elements);
             parts.map(|part| {
-                let component = |view: ndarray::ArrayView2<'_, Z64>| view.iter().copied().collect::<Vec<_>>();
+                let component = |view: ArrayView2<'_, E>| view.iter().copied().collect::<Vec<_>>();
                 let (own, next) = (component(part.own()), component(part.next()));
                 Arc::new(SharedModel::new(network.architecture(), &own, &next).expect("the share is sound"))
             })
@@ -49,18 +98,19 @@ pub fn ensembles(seed: u64, networks: &[FixedNetwork]) -> [Ensemble; 3] {
     [0, 1, 2].map(|server| {
         let models: Vec<_> = shared.iter().map(|parts| parts[server].clone()).collect();
         let architecture = models[0].architecture().clone();
-        Ensemble::new(models, architecture.input_features, architecture.classes, FRACTIONAL_BITS)
+        let bits = architecture.fractional_bits;
+        Ensemble::new(models, architecture.input_features, architecture.classes, bits)
             .expect("all models fit the task")
     })
 }
 
 /// Runs the ensembles of `networks` on `shares` of one input, and opens every step's result, by owner and
 /// step. The error names the owner by its place.
-pub fn open_every_step(
+pub fn open_every_step<E: RingElement>(
     seed: u64,
     networks: &[FixedNetwork],
-    ensembles: &[Ensemble; 3],
-    shares: &[Shares<Z64>; 3],
+    ensembles: &[Ensemble<E>; 3],
+    shares: &[Shares<E>; 3],
 ) -> Result<Vec<Vec<Array2<i64>>>, String> {
     let [first, second, third] = run(seed, |party| {
         let place = party.index().number();
@@ -75,7 +125,8 @@ pub fn open_every_step(
         networks.iter().map(|network| vec![None; network.steps().len()]).collect();
     for ((a, b), c) in first.into_iter().zip(second).zip(third) {
         let (step, owner) = (a.0, a.1);
-        let values = reconstruct(&[a.2, b.2, c.2]).mapv(|value| value.to_signed());
+        let known_bits = networks[owner].precision().known_bits();
+        let values = reconstruct(&[a.2, b.2, c.2]).mapv(|value| value.to_signed_modulo(known_bits));
         if opened[owner][step].replace(values).is_some() {
             return Err(format!("owner {owner}: step {step} is evaluated twice"));
         }
@@ -98,12 +149,12 @@ pub fn taken<'a>(
 
 /// Runs the ensembles of `networks` on the shares of `input`, opens every step's result, and checks that
 /// truncation allows it. The error names the owner by its place.
-pub fn check_every_step(
+pub fn check_every_step<E: RingElement>(
     seed: u64,
     networks: &[FixedNetwork],
-    ensembles: &[Ensemble; 3],
+    ensembles: &[Ensemble<E>; 3],
     input: &Array2<i64>,
-    shares: &[Shares<Z64>; 3],
+    shares: &[Shares<E>; 3],
 ) -> Result<(), String> {
     let opened = open_every_step(seed, networks, ensembles, shares)?;
     for (owner, (network, results)) in networks.iter().zip(&opened).enumerate() {

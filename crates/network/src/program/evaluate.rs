@@ -1,6 +1,6 @@
 //! The meaning of each operation on real numbers and on integers modulo 2^64.
 
-use concilium_ring::{Element, Z64};
+use concilium_ring::{Element, Z32, Z64};
 use ndarray::{Array1, Array2, ArrayView2, ArrayView3, Axis, Zip, linalg::general_mat_mul, s};
 use zeroize::Zeroize;
 
@@ -14,11 +14,11 @@ pub trait Linear: Copy {
     /// The neutral element of addition.
     const ZERO: Self;
 
-    /// Sum, modulo 2^64 for integers.
+    /// Sum, modulo 2^64 for integers, modulo the ring's modulus for its elements.
     #[must_use]
     fn plus(self, other: Self) -> Self;
 
-    /// Product with a public integer, modulo 2^64 for integers.
+    /// Product with a public integer, likewise.
     #[must_use]
     fn times_integer(self, factor: i64) -> Self;
 }
@@ -64,17 +64,24 @@ impl Linear for i64 {
     }
 }
 
-impl Linear for Z64 {
-    const ZERO: Self = std::num::Wrapping(0);
+/// Elements of the rings. (One implementation for all kinds of elements would exclude those for other numbers.)
+macro_rules! implement_linear {
+    ($($element:ty),*) => {$(
+        impl Linear for $element {
+            const ZERO: Self = <$element as Element>::ZERO;
 
-    fn plus(self, other: Self) -> Self {
-        self + other
-    }
+            fn plus(self, other: Self) -> Self {
+                self + other
+            }
 
-    fn times_integer(self, factor: i64) -> Self {
-        self * Z64::from_signed(factor)
-    }
+            fn times_integer(self, factor: i64) -> Self {
+                self * <$element>::from_signed(factor)
+            }
+        }
+    )*};
 }
+
+implement_linear!(Z32, Z64);
 
 impl Number for f64 {
     fn times(self, other: Self) -> Self {

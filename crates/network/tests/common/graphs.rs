@@ -1,7 +1,7 @@
 //! A graph's value through a fixed dense layer, against arithmetic, in real numbers and in fixed point.
 
 use concilium_network::{
-    Architecture, ImportError, InputDomain, Network, Rounding, choose_fractional_bits, import,
+    Architecture, ImportError, InputDomain, Network, Ring, Rounding, choose_fractional_bits, import,
     onnx::{NodeProto, TensorProto},
     quantise,
 };
@@ -77,7 +77,8 @@ pub(crate) fn check(
 #[track_caller]
 pub(crate) fn check_fixed(network: &Network, shape: &[usize], rows: &Array2<f64>) {
     let domain = InputDomain::new(shape.to_vec(), vec![-1.0], vec![1.0]).unwrap();
-    let bits = choose_fractional_bits([network], &domain).unwrap_or_else(|error| panic!("{error}"));
+    let bits =
+        choose_fractional_bits(Ring::Bits64, [network], &domain).unwrap_or_else(|error| panic!("{error}"));
     let fixed = quantise(network, &domain, bits).unwrap();
     let architecture = fixed.architecture();
     let written = serde_json::to_vec(&architecture).unwrap();

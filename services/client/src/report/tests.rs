@@ -5,7 +5,7 @@ use concilium_client_library::{
     predict::Timing,
     terminal::{Failure, Output},
 };
-use concilium_network::InputDomain;
+use concilium_network::{InputDomain, Ring};
 use concilium_privacy::{Mechanism, NoiseScale, PrivacyUnit, Release};
 use concilium_rpc::v1::EvaluationStatistics;
 use ndarray::array;
@@ -17,6 +17,7 @@ fn task(release: Release) -> Task {
         name: "pets".into(),
         epoch: 2,
         domain: InputDomain::new(vec![2], vec![0.0], vec![1.0]).unwrap(),
+        ring: Ring::Bits64,
         fractional_bits: 12,
         classes: 2,
         class_names: vec!["cat".into(), "dog".into()],

@@ -1,7 +1,7 @@
 //! Why a measurement ended early.
 
 use concilium_client_library::terminal::{Failure, FailureClass};
-use concilium_inference::{EnsembleError, ModelError};
+use concilium_inference::{EnsembleError, PrepareError};
 use concilium_mpc::MpcError;
 use concilium_mpc::input::InputError as SharingError;
 use concilium_mpc::opening::OpeningError;
@@ -85,7 +85,7 @@ pub enum BenchError {
     Sharing(#[from] SharingError),
     /// The shares do not make a model.
     #[error(transparent)]
-    Model(#[from] ModelError),
+    Model(#[from] PrepareError),
     /// The models do not fit each other.
     #[error(transparent)]
     Ensemble(#[from] EnsembleError),

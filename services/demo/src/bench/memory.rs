@@ -1,20 +1,20 @@
 //! Three parties on threads of this process: the protocol and its noise, without servers.
 
 use std::num::NonZeroUsize;
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use concilium_inference::release::{noised_labels, noised_sums};
-use concilium_inference::{Ensemble, SharedModel, flatten, histogram, logits};
+use concilium_inference::{Ensemble, PreparedModel, RingElement, flatten, histogram, logits};
 use concilium_mpc::input::{DealtShare, deal};
 use concilium_mpc::local::{keys_from_seed, reconstruct};
 use concilium_mpc::opening::{open_labels, open_sums};
 use concilium_mpc::release::ReleasedComponents;
 use concilium_mpc::{MpcError, PairwiseKeys, Party, PartyIndex, Shares, Stage, Traffic};
-use concilium_network::quantise;
+use concilium_network::{Ring, quantise};
 use concilium_privacy::{NoisePool, OpenDpNoise};
-use concilium_ring::{Element as _, Z64};
+use concilium_ring::{Z32, Z64};
 use ndarray::Array2;
 use rand::rngs::SysRng;
 
@@ -30,16 +30,16 @@ use crate::progress::bar;
 const NOISE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// What one party gives for one request.
-enum Output {
+enum Output<E: RingElement> {
     /// Its shares of the logits.
-    Logits(Shares<Z64>),
+    Logits(Shares<E>),
     /// Its components of something noised.
     Released(ReleasedComponents),
 }
 
 /// One party's part of one request.
-struct Outcome {
-    output: Output,
+struct Outcome<E: RingElement> {
+    output: Output<E>,
     began: Instant,
     ended: Instant,
     traffic: Traffic,
@@ -51,29 +51,34 @@ struct Outcome {
 /// # Errors
 /// [`BenchError`].
 pub(crate) fn measure(options: &BenchOptions, workload: Workload) -> Result<Measured, BenchError> {
-    let Workload { owners, domain, fractional_bits, rows, import, .. } = workload;
+    match options.ring {
+        Ring::Bits64 => in_ring::<Z64>(options, workload),
+        Ring::Bits32 => in_ring::<Z32>(options, workload),
+    }
+}
+
+fn in_ring<E: RingElement>(options: &BenchOptions, workload: Workload) -> Result<Measured, BenchError> {
+    let Workload { owners, domain, precision, rows, import, .. } = workload;
     let models = owners.len();
     let mut once =
         OncePerModel { import_ms: milliseconds(import) / models as f64, ..OncePerModel::default() };
     let progress = bar("sharing", models, "owners' models");
-    let mut shared: [Vec<Arc<SharedModel>>; 3] = Default::default();
+    let mut shared: [Vec<PreparedModel>; 3] = Default::default();
     let (mut features, mut classes) = (0, 0);
     for owner in owners {
         let begin = Instant::now();
-        let fixed = quantise(&owner.network, &domain, fractional_bits)
+        let fixed = quantise(&owner.network, &domain, precision)
             .map_err(|source| BenchError::Quantise { network: options.network.to_string(), source })?;
         drop(owner);
         once.quantise_ms += milliseconds(begin.elapsed());
         let begin = Instant::now();
-        let dealt = deal(&flatten(&fixed), &mut SysRng)?;
+        let dealt = deal(&flatten::<E>(&fixed), &mut SysRng)?;
         once.sharing_ms += milliseconds(begin.elapsed());
         let begin = Instant::now();
         let architecture = fixed.architecture();
         (features, classes) = (architecture.input_features, architecture.classes);
-        let count = architecture.parameter_count();
         for (models, share) in shared.iter_mut().zip(&dealt) {
-            let (own, next) = (share.own.expand(count)?, share.next.expand(count)?);
-            models.push(Arc::new(SharedModel::new(architecture.clone(), &own, &next)?));
+            models.push(PreparedModel::new(architecture.clone(), &share.own, &share.next)?);
         }
         once.packing_ms = Some(once.packing_ms.unwrap_or(0.0) + milliseconds(begin.elapsed()) / 3.0);
         progress.inc(1);
@@ -83,9 +88,11 @@ pub(crate) fn measure(options: &BenchOptions, workload: Workload) -> Result<Meas
     once.sharing_ms /= models as f64;
     once.packing_ms = once.packing_ms.map(|sum| sum / models as f64);
     once.model_bytes = shared[0].first().map(|model| model.memory_bytes() as u64);
-    let ensemble = |models| Ensemble::new(models, features, classes, fractional_bits);
-    let [first, second, third] = shared;
+    let bits = precision.fractional_bits;
+    let ensemble = |models: &[PreparedModel]| Ensemble::<E>::of_prepared(models, features, classes, bits);
+    let [first, second, third] = &shared;
     let ensembles = [ensemble(first)?, ensemble(second)?, ensemble(third)?];
+    drop(shared);
 
     let mut measured = Measured { once, ..Measured::default() };
     system::forget_peak_memory();
@@ -119,8 +126,8 @@ pub(crate) fn measure(options: &BenchOptions, workload: Workload) -> Result<Meas
                 measured_since = Instant::now();
             }
             let begin = Instant::now();
-            let encoded = domain.encode(rows.view(), fractional_bits)?;
-            let encoded: Vec<_> = encoded.into_iter().map(Z64::from_signed).collect();
+            let encoded = domain.encode(rows.view(), bits)?;
+            let encoded: Vec<_> = encoded.into_iter().map(E::from_signed).collect();
             for (job, share) in jobs.iter().zip(deal(&encoded, &mut SysRng)?) {
                 job.send(share).map_err(|_| BenchError::Party)?;
             }
@@ -174,10 +181,10 @@ fn noise_pool(options: &BenchOptions, classes: usize) -> Result<Option<NoisePool
 }
 
 /// One party with everything that it needs for a request.
-struct Seat {
+struct Seat<E: RingElement> {
     index: PartyIndex,
     keys: PairwiseKeys,
-    ensemble: Ensemble,
+    ensemble: Ensemble<E>,
     noise: Option<NoisePool>,
     release: BenchRelease,
     batch: usize,
@@ -185,13 +192,13 @@ struct Seat {
     channel: Option<BenchChannel>,
 }
 
-impl Seat {
-    fn answer(&mut self, session: u64, share: &DealtShare) -> Result<Outcome, BenchError> {
+impl<E: RingElement> Seat<E> {
+    fn answer(&mut self, session: u64, share: &DealtShare) -> Result<Outcome<E>, BenchError> {
         let began = Instant::now();
         let mut channel = self.channel.take().ok_or(BenchError::Party)?;
         channel.start_clock();
         let (rows, features) = (self.batch, self.ensemble.features());
-        let matrix = |elements: Vec<Z64>| {
+        let matrix = |elements: Vec<E>| {
             Array2::from_shape_vec((rows, features), elements)
                 .expect("expanding gives as many elements as were asked for")
         };
@@ -215,9 +222,9 @@ impl Seat {
     fn evaluate(
         &self,
         party: &mut Party<BenchChannel>,
-        input: &Shares<Z64>,
+        input: &Shares<E>,
         noise: &[i64],
-    ) -> Result<Output, MpcError> {
+    ) -> Result<Output<E>, MpcError> {
         Ok(match self.release {
             BenchRelease::Logits => {
                 let logits = logits(party, &self.ensemble, input)?;
@@ -237,7 +244,7 @@ impl Seat {
 }
 
 /// What a client does with three answers.
-fn open(parts: [Outcome; 3], rows: usize, classes: usize) -> Result<(), BenchError> {
+fn open<E: RingElement>(parts: [Outcome<E>; 3], rows: usize, classes: usize) -> Result<(), BenchError> {
     let [first, second, third] = parts.map(|part| part.output);
     match (first, second, third) {
         (Output::Logits(first), Output::Logits(second), Output::Logits(third)) => {

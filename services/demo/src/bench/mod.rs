@@ -41,7 +41,7 @@ pub async fn run_bench(options: &BenchOptions, program: ServerProgram) -> Result
     say(format_args!("seed {}", options.seed));
     let asked = options.clone();
     let workload = joined(spawn_blocking(move || Workload::new(&asked)).await)?;
-    let numbers = (workload.parameters, workload.fractional_bits);
+    let numbers = (workload.parameters, workload.precision.fractional_bits);
     let measured = match options.transport {
         Transport::Tls => servers::measure(options, workload, program).await?,
         Transport::Memory => {

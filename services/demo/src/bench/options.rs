@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, ValueEnum};
+use concilium_network::{Ring, RingError};
 use concilium_privacy::Release;
 use serde::Serialize;
 
@@ -36,6 +37,8 @@ Examples:
       How many queries a second for 32 clients, whose requests the servers put into batches.
   concilium-demo bench --network model.onnx --transport memory --release logits
       The network alone, to compare with systems that release logits.
+  concilium-demo bench --owners 50 --ring 32
+      Fifty owners' votes for a task with a ring of 32 bits.
   concilium-demo bench --tables all > tables.md
       Every table of docs/performance.md.
 
@@ -73,6 +76,9 @@ pub struct BenchArguments {
     /// Measured requests of each client.
     #[arg(long, value_name = "R", default_value_t = 20)]
     pub repeat: usize,
+    /// Width of the ring that models are evaluated in, 64 or 32.
+    #[arg(long, value_name = "BITS", default_value = "64", value_parser = ring)]
+    pub ring: Ring,
     /// Where the three parties are.
     #[arg(long, value_enum, default_value = "tls")]
     pub transport: Transport,
@@ -90,7 +96,7 @@ pub struct BenchArguments {
     pub seed: Option<u64>,
     /// Makes tables of docs/performance.md in Markdown instead of one measurement.
     #[arg(long, value_name = "SET", value_enum, conflicts_with_all = [
-        "network", "owners", "batch", "release", "transport", "delay_ms", "bandwidth_mbit", "clients", "keep",
+        "network", "owners", "batch", "release", "ring", "transport", "delay_ms", "bandwidth_mbit", "clients", "keep",
     ])]
     pub tables: Option<TableSet>,
     /// Works in this folder, which must be absent or empty, and leaves it: configurations, logs, ledgers.
@@ -119,6 +125,11 @@ impl BenchArguments {
 
 fn network(text: &str) -> Result<NetworkSpec, NetworkSpecError> {
     text.parse()
+}
+
+fn ring(text: &str) -> Result<Ring, RingError> {
+    // No width is written otherwise than as a small number.
+    Ring::try_from(text.parse().unwrap_or(0))
 }
 
 /// What leaves the parties of a measurement.
@@ -174,6 +185,7 @@ pub struct BenchOptions {
     pub(crate) owners: usize,
     pub(crate) batch: usize,
     pub(crate) release: BenchRelease,
+    pub(crate) ring: Ring,
     pub(crate) repeat: usize,
     pub(crate) transport: Transport,
     pub(crate) shape: Shape,
@@ -213,6 +225,7 @@ impl BenchOptions {
             owners,
             batch,
             release,
+            ring: arguments.ring,
             repeat,
             transport,
             shape: Shape {
@@ -253,7 +266,11 @@ mod tests {
         assert_eq!((options.owners, options.batch, options.seed), (50, 1, 7));
         assert_eq!(options.shape.delay, Duration::from_millis(20));
         assert_eq!(options.shape.bits_per_second, Some(5e5));
+        assert_eq!(options.ring, Ring::Bits64);
+        assert_eq!(self::options("--ring 32").unwrap().ring, Ring::Bits32);
         assert!(self::options("--transport memory --release logits").is_ok());
+        let refusal = BenchArguments::of_line("--ring 48").unwrap_err().to_string();
+        assert!(refusal.contains("a ring of 48 bits is not supported; choose 64, or 32"), "{refusal}");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use concilium_client_library::terminal::{Failure, Output};
 use concilium_mpc::Traffic;
+use concilium_network::Ring;
 use serde::Serialize;
 
 use super::options::{BenchOptions, BenchRelease, Transport};
@@ -162,6 +163,8 @@ pub struct Measurement {
     pub repeat: usize,
     /// Seed of weights and inputs.
     pub seed: u64,
+    /// Width of the ring.
+    pub ring_bits: Ring,
     /// Fractional bits of the fixed-point numbers.
     pub fractional_bits: u32,
     /// Whether ledgers were charged durably before each release.
@@ -215,6 +218,7 @@ impl Measurement {
             clients: options.clients,
             repeat: options.repeat,
             seed: options.seed,
+            ring_bits: options.ring,
             fractional_bits,
             ledger: options.transport == Transport::Tls,
             server_ms: Times::new(&measured.server_ms),
@@ -249,11 +253,12 @@ impl Measurement {
             self.link(),
         ))?;
         output.line(format_args!(
-            "{} with {} each, in {} batches; seed {}, {} fractional bits; {}\n",
+            "{} with {} each, in {} batches; seed {}, ring of {} bits, {} fractional bits; {}\n",
             counted(self.clients, "client"),
             counted(self.repeat, "request"),
             self.batches,
             self.seed,
+            self.ring_bits,
             self.fractional_bits,
             if self.ledger { "noise and ledgers included" } else { "no ledgers" },
         ))?;

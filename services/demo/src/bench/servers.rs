@@ -49,7 +49,7 @@ pub(crate) async fn measure(
     let release = options.release.of_servers().ok_or(BenchError::LogitsOverTls)?;
     let queries = options.batch * options.clients * (WARM_UP + options.repeat);
     let domain = workload.domain.clone();
-    let (classes, bits) = (workload.classes, workload.fractional_bits);
+    let (classes, bits) = (workload.classes, workload.precision);
     // A task of its own, whose budget pays for this measurement.
     let plan =
         TaskPlan::paying_for(queries, TASK, classes, domain, (release, MECHANISM), bits, options.batch)

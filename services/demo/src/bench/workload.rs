@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use concilium_network::{InputDomain, choose_fractional_bits};
+use concilium_network::{InputDomain, Precision, choose_fractional_bits};
 use concilium_privacy::{Mechanism, NoiseScale};
 use ndarray::Array2;
 use rand::rngs::StdRng;
@@ -29,7 +29,7 @@ const BYTES_PER_PARAMETER: u64 = 3 * 2 * 16;
 pub(crate) struct Workload {
     pub(crate) owners: Vec<Arc<Owner>>,
     pub(crate) domain: InputDomain,
-    pub(crate) fractional_bits: u32,
+    pub(crate) precision: Precision,
     /// The rows of every request, `[batch, features]`.
     pub(crate) rows: Array2<f64>,
     pub(crate) classes: usize,
@@ -70,11 +70,12 @@ impl Workload {
         let shape = first.input_shape().to_vec();
         let domain = InputDomain::new(shape, vec![0.0], vec![1.0])?;
         let networks = owners.iter().map(|owner| &owner.network);
-        let fractional_bits = choose_fractional_bits(networks, &domain)
+        let fractional_bits = choose_fractional_bits(options.ring, networks, &domain)
             .map_err(|source| BenchError::Quantise { network: name(), source })?;
         let mut random = StdRng::seed_from_u64(options.seed ^ u64::MAX);
         let rows = Array2::from_shape_simple_fn((options.batch, domain.features()), || random.random());
-        Ok(Workload { owners, domain, fractional_bits, rows, classes, parameters, import })
+        let precision = Precision { ring: options.ring, fractional_bits };
+        Ok(Workload { owners, domain, precision, rows, classes, parameters, import })
     }
 }
 

@@ -144,7 +144,11 @@ async fn convolutional_networks_vote_as_they_do_in_the_clear() {
     let tasks: String = networks
         .iter()
         .map(|(name, network)| {
-            let bits = concilium_network::choose_fractional_bits([network], &domain);
+            let bits = concilium_network::choose_fractional_bits(
+                concilium_network::Ring::Bits64,
+                [network],
+                &domain,
+            );
             let bits = bits.unwrap_or_else(|error| panic!("{name}: {error}"));
             eprintln!("{name}: {} parameters, {bits} fractional bits", network.parameter_count());
             task(name, bits)

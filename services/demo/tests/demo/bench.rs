@@ -77,6 +77,29 @@ fn both_transports_tell_the_same_traffic_and_all_figures() {
 }
 
 #[test]
+fn the_ring_of_32_bits_is_measured_beside_that_of_64() {
+    let demo = Demo::new();
+    for transport in ["memory", "tls"] {
+        let measure = |ring: u32| demo.report(&format!("{SMALL} --ring {ring} --transport {transport}"));
+        let (wide, narrow) = (measure(64), measure(32));
+        check(&narrow);
+        assert_eq!((&wide["ring_bits"], &narrow["ring_bits"]), (&64.into(), &32.into()));
+        assert!(narrow["rounds"].as_u64() <= wide["rounds"].as_u64(), "{narrow}");
+        let sent = |json: &Value| three(json, "bytes_per_party").iter().sum::<u64>();
+        assert!(sent(&narrow) < sent(&wide), "{narrow}");
+        if transport == "memory" {
+            let bytes = |json: &Value| json["once_per_model"]["model_bytes"].as_u64().unwrap();
+            assert!(bytes(&narrow) < bytes(&wide), "{narrow}");
+        }
+    }
+    let refused = demo.run(&format!("{SMALL} --ring 48"));
+    let message = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(2), "{message}");
+    assert!(message.contains("a ring of 48 bits is not supported; choose 64, or 32"), "{message}");
+    demo.check_nothing_is_left();
+}
+
+#[test]
 fn rounds_do_not_depend_on_owners_or_batch() {
     let demo = Demo::new();
     // The same file for all owners: the widest comparison window is that of one.

@@ -11,7 +11,7 @@ use concilium_demo::data::{Data, Selection};
 use concilium_inference::{Ensemble, SharedModel, flatten, logits};
 use concilium_mpc::Shares;
 use concilium_mpc::local::{reconstruct, run, share};
-use concilium_network::{InputDomain, choose_fractional_bits, import_file, quantise};
+use concilium_network::{InputDomain, Ring, choose_fractional_bits, import_file, quantise};
 use concilium_privacy::Release;
 use concilium_ring::{Element as _, Z64};
 use flate2::read::GzDecoder;
@@ -105,14 +105,16 @@ fn check_logits(family: &str, inputs: &Array2<f64>, folder: &Path) {
         inputs.axis_iter(Axis(1)).map(|column| column.iter().copied().fold(column[0], pick)).collect()
     };
     let domain = InputDomain::new(vec![inputs.ncols()], fold(f64::min), fold(f64::max)).unwrap();
-    let bits = choose_fractional_bits(&networks, &domain).unwrap();
+    let bits = choose_fractional_bits(Ring::Bits64, &networks, &domain).unwrap();
     let fixed: Vec<_> = networks.iter().map(|network| quantise(network, &domain, bits).unwrap()).collect();
     let rows = domain.encode(inputs.slice(s![..ROWS, ..]), bits).unwrap().mapv(Z64::from_signed);
     let shares = share(1, &rows);
     let dealt: Vec<[Shares<Z64>; 3]> = fixed
         .iter()
         .enumerate()
-        .map(|(owner, network)| share(2 + owner as u64, &Array1::from(flatten(network)).insert_axis(Axis(0))))
+        .map(|(owner, network)| {
+            share(2 + owner as u64, &Array1::from(flatten::<Z64>(network)).insert_axis(Axis(0)))
+        })
         .collect();
     let logits = reconstruct(&run(3, |party| {
         let place = party.index().number();

@@ -3,11 +3,11 @@
 use std::{collections::BTreeMap, io::Write, time::Duration};
 
 use concilium_client_library::terminal::{Failure, Output};
-use concilium_network::{Check, Ending};
+use concilium_network::{Check, Ending, Ring};
 use ndarray::Array2;
 use serde_json::json;
 
-use super::size;
+use super::{narrow, size};
 use crate::{
     Found,
     oracle::Outputs,
@@ -74,7 +74,7 @@ pub fn secure_run(
     output.line(format_args!("sent for a row  {} (servers 0, 1, 2)", sent.join(", ")))?;
     let memory = run.memory_bytes.map(|bytes| size(bytes as u64));
     output.line(format_args!("server memory   {} (servers 0, 1, 2)", memory.join(", ")))?;
-    let upload = size(8 * check.parameters as u64);
+    let upload = size(upload_bytes(check.ring, check.parameters));
     output.line(format_args!("upload          64 B, {upload}, {upload} (servers 0, 1, 2)"))?;
     for cost in costs(run) {
         output.line(format_args!("{:<15} {}", rows_together(cost), estimates(cost)))?;
@@ -83,6 +83,11 @@ pub fn secure_run(
         output.line(format_args!("\nnote: {advice}"))?;
     }
     Ok(())
+}
+
+/// Bytes that two of the servers are sent of a model, each.
+pub(super) fn upload_bytes(ring: Ring, parameters: usize) -> u64 {
+    (ring.element_bytes() * parameters) as u64
 }
 
 /// The costs to show: of one row, and of several where there were several.
@@ -161,7 +166,7 @@ fn advice(check: &Check, run: &SecureRun, outputs: &Outputs) -> Option<String> {
 /// The report of `check` for programs, pretty-printed JSON. Without a run the model is refused for `reason`.
 #[must_use]
 pub fn check_json(found: &Found, reason: Option<&str>) -> String {
-    let Found { check, run, outputs } = found;
+    let Found { check, run, outputs, narrow, given_rows } = found;
     let (check, run, outputs) = (check.as_ref(), run.as_ref(), outputs.as_ref());
     let headroom = check.and_then(|check| check.steps.iter().filter_map(|step| step.headroom_bits).min());
     let rows = |numbers: &Array2<f64>| numbers.outer_iter().map(|row| row.to_vec()).collect::<Vec<_>>();
@@ -190,11 +195,18 @@ pub fn check_json(found: &Found, reason: Option<&str>) -> String {
         (Some(check), Some(run), Some(outputs)) => advice(check, run, outputs),
         _ => None,
     };
+    let narrow = match (narrow, check, outputs) {
+        (Some(narrow), Some(check), Some(outputs)) => {
+            Some(narrow::json(narrow, check, outputs.labels_agree, *given_rows))
+        }
+        _ => None,
+    };
     let report = json!({
         "ok": reason.is_none() && run.is_some(),
         "reason": reason,
         "operators": check.map(|check| check.operators.iter().cloned().collect::<BTreeMap<_, _>>()),
         "parameters": check.map(|check| check.parameters),
+        "ring_bits": check.map(|check| check.ring),
         "fractional_bits": check.map(|check| check.fractional_bits),
         "headroom_bits": headroom,
         "check": check,
@@ -216,6 +228,7 @@ pub fn check_json(found: &Found, reason: Option<&str>) -> String {
         "max_abs_error": outputs.map(|outputs| outputs.largest_difference),
         "labels_agree": outputs.map(|outputs| outputs.labels_agree),
         "advice": advice,
+        "narrow_ring": narrow,
     });
     format!("{report:#}")
 }

@@ -61,6 +61,13 @@ pub enum Kind {
         /// Most allowed.
         high: i64,
     },
+    /// One of these whole numbers.
+    Numbers {
+        /// The unit.
+        unit: &'static str,
+        /// What is allowed.
+        numbers: &'static [i64],
+    },
     /// A width of noise, in votes, exact.
     Noise,
     /// A privacy loss, exact.
@@ -123,6 +130,7 @@ impl Kind {
             Kind::Integer { unit: "", low, high } => format!("whole number, {low} to {high}"),
             Kind::Integer { unit, low, high: i64::MAX } => format!("whole number, {unit}, at least {low}"),
             Kind::Integer { unit, low, high } => format!("whole number, {unit}, {low} to {high}"),
+            Kind::Numbers { unit, numbers } => format!("whole number, {unit}, {}", alternatives(numbers)),
             Kind::Noise => "decimal number, votes, at least 2".to_owned(),
             Kind::Rho => "decimal number, rho, at least the price of one row".to_owned(),
             Kind::Delta => "decimal number, above 0 and below 1".to_owned(),
@@ -146,7 +154,9 @@ impl Kind {
         let as_text = || Value::String(text.to_owned());
         match self {
             Kind::Boolean => trimmed.parse().map_or_else(|_| as_text(), Value::Boolean),
-            Kind::Integer { .. } => trimmed.parse().map_or_else(|_| as_text(), Value::Integer),
+            Kind::Integer { .. } | Kind::Numbers { .. } => {
+                trimmed.parse().map_or_else(|_| as_text(), Value::Integer)
+            }
             Kind::Peers | Kind::Names { .. } | Kind::Texts => {
                 let parts = trimmed.split(',').map(str::trim).filter(|part| !part.is_empty());
                 Value::Array(parts.map(|part| Value::String(part.to_owned())).collect())
@@ -194,6 +204,12 @@ impl Kind {
                     return Ok(());
                 }
                 complain("is out of range".into(), &range(*low, *high))
+            }
+            (Kind::Numbers { numbers, .. }, Value::Integer(number)) => {
+                if numbers.contains(number) {
+                    return Ok(());
+                }
+                complain("is not supported".into(), &format!("use {}", alternatives(numbers)))
             }
             (Kind::Noise, _) => exact::<NoiseScale>(value).unwrap_or_else(wrong_type),
             (Kind::Rho, _) => exact::<NanoRho>(value).unwrap_or_else(wrong_type),
@@ -274,6 +290,10 @@ where
             Err((format!("can't be used: {problem}"), remedy.to_owned()))
         }
     })
+}
+
+fn alternatives(numbers: &[i64]) -> String {
+    numbers.iter().map(i64::to_string).collect::<Vec<_>>().join(" or ")
 }
 
 fn range(low: i64, high: i64) -> String {

@@ -265,11 +265,20 @@ pub const TASK_KEYS: &[Key] = &[
         "Largest value of a feature. An input above it is refused before it is shared.",
     ),
     key(
+        "ring_bits",
+        Kind::Numbers { unit: "bits", numbers: &[64, 32] },
+        Given::Default("64"),
+        "Width of the ring in which models are evaluated. 32 halves memory, uploads and most of what is sent, for \
+         models that fit it: products with ReLU, maxima and pooling between them, and smaller ranges. \
+         `concilium-owner check` shows whether a model does, and whether its labels stay the same. Not with \
+         release mean_probability.",
+    ),
+    key(
         "fractional_bits",
-        Kind::Integer { unit: "bits", low: 8, high: 20 },
+        Kind::Integer { unit: "bits", low: 6, high: 20 },
         Given::Required("16"),
-        "Fractional bits of inputs, weights and activations. `concilium-owner check` shows how many a model \
-         allows.",
+        "Fractional bits of inputs, weights and activations: 8 to 20 in a ring of 64 bits, 6 to 14 in one of 32. \
+         `concilium-owner check` shows how many a model allows.",
     ),
     key("classes", count(2, 64), Given::Required("10"), "Number of classes."),
     key(

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use concilium_network::InputDomain;
+use concilium_network::{InputDomain, Precision, Ring};
 use concilium_privacy::{
     Cap, Delta, EpochBasis, EpochDeclaration, Mechanism, NanoRho, NoiseScale, PolicyError, PrivacyUnit,
     Release, SpendingWindow, TaskPolicy, Threshold,
@@ -70,6 +70,8 @@ pub struct TaskSection {
     pub input_minimum: Bound,
     /// Largest value of a feature: one number for all, or a list.
     pub input_maximum: Bound,
+    /// The ring of inputs and models.
+    pub ring_bits: Ring,
     /// Fractional bits of the fixed-point encoding.
     pub fractional_bits: u32,
     /// Number of classes.
@@ -114,6 +116,11 @@ impl TaskSection {
     pub(crate) fn domain(&self) -> Result<InputDomain, concilium_network::InputError> {
         let (low, high) = (self.input_minimum.values(), self.input_maximum.values());
         InputDomain::new(self.input_shape.clone(), low, high)
+    }
+
+    /// The ring and the fractional bits.
+    pub(crate) fn precision(&self) -> Precision {
+        Precision { ring: self.ring_bits, fractional_bits: self.fractional_bits }
     }
 
     /// The noise; `None` unless exactly one of `sigma` and `scale` is given.
@@ -305,6 +312,7 @@ fn check(settings: &mut Settings, name: &str, section: &TaskSection, shared: Opt
     if settings.are_good(&["input_shape", "input_minimum", "input_maximum"]) {
         check_inputs(settings, section);
     }
+    check_precision(settings, section);
     if settings.are_good(&["class_names", "classes"])
         && !section.class_names.is_empty()
         && section.class_names.len() != section.classes
@@ -407,6 +415,22 @@ fn key_of(error: &PolicyError, settings: &Settings, noise: &'static str) -> &'st
     }
 }
 
+/// Checks the fractional bits and the release against the ring.
+fn check_precision(settings: &mut Settings, section: &TaskSection) {
+    let ring = section.ring_bits;
+    let allowed = ring.fractional_bits();
+    if settings.are_good(&["ring_bits", "fractional_bits"]) && !allowed.contains(&section.fractional_bits) {
+        let problem = format!("does not fit a ring of {ring} bits");
+        let remedy = format!("use {} to {}", allowed.start(), allowed.end());
+        settings.complain("fractional_bits", problem, &remedy);
+    }
+    let narrow = ring == Ring::Bits32;
+    if settings.are_good(&["ring_bits", "release"]) && narrow && section.release == Release::MeanProbability {
+        let problem = "has no room for the probabilities of `release`".to_owned();
+        settings.complain("ring_bits", problem, "use 64, or release label, histogram or confident_label");
+    }
+}
+
 fn check_inputs(settings: &mut Settings, section: &TaskSection) {
     let domain = match section.domain() {
         Ok(domain) => domain,
@@ -419,7 +443,7 @@ fn check_inputs(settings: &mut Settings, section: &TaskSection) {
             return;
         }
     };
-    let most = MAXIMUM_REQUEST_BYTES / (8 * domain.features());
+    let most = MAXIMUM_REQUEST_BYTES / (section.ring_bits.element_bytes() * domain.features());
     if settings.are_good(&["request_rows"]) && section.request_rows as usize > most {
         let problem = format!("is too much for inputs of {} features", domain.features());
         settings.complain("request_rows", problem, &format!("use at most {most}"));

@@ -194,6 +194,37 @@ fn tasks_are_read_exactly() {
 }
 
 #[test]
+fn a_ring_is_one_that_there_is_and_fits_the_task() {
+    let with = |from: &str, to: &str| TASK.replace(from, to);
+    let file =
+        TaskFile::parse(&with("fractional_bits", "ring_bits = 32\nfractional_bits"), Path::new("t.toml"));
+    assert_eq!(file.expect("a good task").tasks["digits"].ring_bits.bits(), 32);
+    assert_eq!(
+        TaskFile::parse(TASK, Path::new("t.toml")).expect("good").tasks["digits"].ring_bits.bits(),
+        64
+    );
+    for (text, parts) in [
+        (
+            with("fractional_bits", "ring_bits = 48\nfractional_bits"),
+            &["ring_bits` = 48", "use 64 or 32"][..],
+        ),
+        (with("fractional_bits", "ring_bits = \"32\"\nfractional_bits"), &["ring_bits`", "is a text"]),
+        (
+            with("fractional_bits = 12", "ring_bits = 32\nfractional_bits = 15"),
+            &["fractional_bits` = 15", "does not fit a ring of 32 bits", "use 6 to 14"],
+        ),
+        (with("fractional_bits = 12", "fractional_bits = 7"), &["fractional_bits` = 7", "use 8 to 20"]),
+        (
+            with("fractional_bits", "ring_bits = 32\nfractional_bits")
+                .replace("\"label\"", "\"mean_probability\""),
+            &["ring_bits` = 32", "no room for the probabilities", "use 64"],
+        ),
+    ] {
+        assert_says(&task_refusal(&text), parts);
+    }
+}
+
+#[test]
 fn everything_wrong_with_a_task_file_is_said_at_once() {
     let other = TASK
         .replace("digits", "votes")
@@ -223,7 +254,7 @@ request_rows = 5000
         &["`tasks.Bad.input_shape` = []", "[64]"],
         &["`tasks.Bad.input_minimum`", "number"],
         &["`tasks.Bad.input_maximum` = \"high\"", "number"],
-        &["`tasks.Bad.fractional_bits` = 40", "8 to 20"],
+        &["`tasks.Bad.fractional_bits` = 40", "6 to 20"],
         &["`tasks.Bad.classes` = 1", "2 to 64"],
         &["`tasks.Bad.relaese`", "did you mean `tasks.Bad.release`?"],
         &["`tasks.Bad.release`", "missing"],

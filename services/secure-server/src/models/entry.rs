@@ -1,9 +1,8 @@
 //! What names a version of a model, and what a server knows of it.
 
 use std::fmt;
-use std::sync::Arc;
 
-use concilium_inference::SharedModel;
+use concilium_inference::PreparedModel;
 use concilium_mpc::PartyIndex;
 use concilium_mpc::input::Component;
 use concilium_network::Architecture;
@@ -99,7 +98,7 @@ pub struct Entry {
     /// Digests of components i and i + 1, for comparison with the neighbours.
     pub(super) digests: [[u8; 32]; 2],
     /// Prepared for products when the model is ready.
-    pub(super) prepared: Option<Arc<SharedModel>>,
+    pub(super) prepared: Option<PreparedModel>,
 }
 
 impl Entry {

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 
-use concilium_inference::Ensemble;
+use concilium_inference::{Ensemble, RingElement};
 use concilium_rpc::model_set::model_set_digest;
 use concilium_rpc::status::RpcError;
 use concilium_rpc::v1::{ModelSet, ModelVersion};
@@ -44,12 +44,13 @@ pub(crate) fn digest_of(models: &[Entry]) -> [u8; 32] {
 /// # Errors
 /// [`RpcError::NoModels`] when there is none, [`RpcError::Internal`] when one does not fit the task,
 /// which uploading has excluded.
-pub fn ensemble(task: &Task, entries: &[Entry]) -> Result<Ensemble, RpcError> {
+pub fn ensemble<E: RingElement>(task: &Task, entries: &[Entry]) -> Result<Ensemble<E>, RpcError> {
     if entries.is_empty() {
         return Err(RpcError::NoModels { task: task.name().to_owned() });
     }
-    let models = entries.iter().filter_map(|entry| entry.prepared.clone()).collect();
-    Ensemble::new(models, task.domain.features(), task.policy.bins, task.fractional_bits).map_err(internal)
+    let models = entries.iter().filter_map(|entry| entry.prepared.as_ref());
+    let (features, bits) = (task.domain.features(), task.precision.fractional_bits);
+    Ensemble::of_prepared(models, features, task.policy.bins, bits).map_err(internal)
 }
 
 /// Every set of models of which this server has released an answer, by its digest. It holds no secret, and

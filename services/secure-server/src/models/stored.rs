@@ -1,12 +1,10 @@
 //! A model as it lies on the disk, and how it is read from there.
 
 use std::fmt;
-use std::sync::Arc;
 
-use concilium_inference::SharedModel;
+use concilium_inference::PreparedModel;
 use concilium_mpc::input::Component;
 use concilium_network::Architecture;
-use concilium_ring::Z64;
 use concilium_rpc::v1::{ModelState, SelfTestFigures};
 use prost::Message;
 use zeroize::Zeroize;
@@ -76,18 +74,11 @@ impl StoredModel {
     }
 
     /// Expands this server's two components for evaluation.
-    pub(super) fn prepare(&self) -> Result<Arc<SharedModel>, String> {
+    pub(super) fn prepare(&self) -> Result<PreparedModel, String> {
         let architecture = Architecture::from_json(&self.architecture).map_err(|error| error.to_string())?;
-        let count = architecture.parameter_count();
-        let expand = |is_seed: bool, bytes: &[u8]| {
-            from_stored(is_seed, bytes)?.expand::<Z64>(count).map_err(|error| error.to_string())
-        };
-        let (mut own, mut next) =
-            (expand(self.own_is_seed, &self.own)?, expand(self.next_is_seed, &self.next)?);
-        let model = SharedModel::new(architecture, &own, &next).map_err(|error| error.to_string());
-        own.zeroize();
-        next.zeroize();
-        model.map(Arc::new)
+        let own = from_stored(self.own_is_seed, &self.own)?;
+        let next = from_stored(self.next_is_seed, &self.next)?;
+        PreparedModel::new(architecture, &own, &next).map_err(|error| error.to_string())
     }
 
     /// A digest of what the three servers must know alike of the version and can't compare otherwise.

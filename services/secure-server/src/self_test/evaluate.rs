@@ -3,13 +3,13 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-use concilium_inference::{Ensemble, histogram, probabilities};
+use concilium_inference::{Ensemble, EnsembleError, PreparedModel, Question, RingElement, probabilities};
 use concilium_mpc::{
     Address, Channel, ChannelError, MpcError, Neighbour, Party, PartyIndex, Progress, Shares, Traffic,
 };
-use concilium_network::InputDomain;
+use concilium_network::{InputDomain, Ring};
 use concilium_privacy::Release;
-use concilium_ring::{Element, Z64};
+use concilium_ring::{Z32, Z64};
 use ndarray::Array2;
 
 use crate::answer::RunId;
@@ -46,23 +46,27 @@ pub(super) fn evaluate(
 ) -> Result<Tested, Failure> {
     let fault = |error: &dyn std::fmt::Display| Failure::fault(error.to_string());
     let model = context.models.prepare(&entry.version_key()).map_err(|error| fault(&error))?;
-    let (features, classes) = (task.domain.features(), task.policy.bins);
-    let ensemble = match Ensemble::new(vec![model], features, classes, task.fractional_bits) {
-        Ok(ensemble) => ensemble,
+    let rows = public_rows(&task.domain, run_id);
+    let rows = task.domain.encode(rows.view(), task.precision.fractional_bits);
+    let rows = rows.map_err(|error| fault(&error))?;
+    let question = match task.precision.ring {
+        Ring::Bits64 => in_ring::<Z64>(context.here, task, &model, &rows).map(Question::from),
+        Ring::Bits32 => in_ring::<Z32>(context.here, task, &model, &rows).map(Question::from),
+    };
+    let question = match question {
+        Ok(question) => question,
         Err(error) => return Ok(Tested::OutOfStep(error.to_string())),
     };
-    let input = public_input(context.here, &task.domain, task.fractional_bits, run_id);
-    let input = input.map_err(|error| fault(&error))?;
     let keys = link.lane.pairwise_keys().map_err(|error| link.fail(&error, "share a key"))?;
     let limit = Duration::from_millis(context.limits.self_test_timeout_ms);
     let mut timed = Timed { channel: channel(link, context, task, session), end: Instant::now() + limit };
     let mut party = Party::new(context.here, session, &keys, &mut timed);
     // A fault in the program that a model brings to light must not end the server, nor come again in a batch.
     let outcome = catch_unwind(AssertUnwindSafe(|| {
-        if task.policy.release == Release::MeanProbability {
-            drop(probabilities(&mut party, &ensemble, &input)?);
+        if let (Release::MeanProbability, Some((models, rows))) = (task.policy.release, question.wide()) {
+            drop(probabilities(&mut party, models, rows)?);
         }
-        let votes = histogram(&mut party, &ensemble, &input)?;
+        let votes = question.histogram(&mut party)?;
         votes.rows_add_up_to(&mut party, 1)
     }));
     let traffic = party.traffic().clone();
@@ -95,16 +99,17 @@ fn too_slow(limit: Duration) -> String {
     )
 }
 
-/// The rows, which everybody may know, as this server's part of a trivial sharing.
-fn public_input(
+/// The model alone, and the encoded rows, which everybody may know, as this server's part of a trivial
+/// sharing.
+fn in_ring<E: RingElement>(
     here: PartyIndex,
-    domain: &InputDomain,
-    fractional_bits: u32,
-    run_id: &RunId,
-) -> Result<Shares<Z64>, concilium_network::InputError> {
-    let rows = public_rows(domain, run_id);
-    let encoded = domain.encode(rows.view(), fractional_bits)?;
-    Ok(Shares::of_public(here, encoded.mapv(Z64::from_signed)))
+    task: &Task,
+    model: &PreparedModel,
+    rows: &Array2<i64>,
+) -> Result<(Ensemble<E>, Shares<E>), EnsembleError> {
+    let (features, bits) = (task.domain.features(), task.precision.fractional_bits);
+    let models = Ensemble::of_prepared([model], features, task.policy.bins, bits)?;
+    Ok((models, Shares::of_public(here, rows.mapv(E::from_signed))))
 }
 
 fn public_rows(domain: &InputDomain, run_id: &RunId) -> Array2<f64> {

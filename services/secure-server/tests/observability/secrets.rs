@@ -94,7 +94,7 @@ async fn nothing_that_a_server_tells_holds_a_secret() {
     let network = secret_network();
     let upload = model_upload("votes", "m", &network);
     let fixed = quantise(&network, &domain(), FRACTIONAL_BITS).expect("headroom is left");
-    let encoded: Vec<i64> = flatten(&fixed).iter().map(|element| element.to_signed()).collect();
+    let encoded: Vec<i64> = flatten::<Z64>(&fixed).iter().map(|element| element.to_signed()).collect();
     for weights in network.steps().iter().filter_map(|step| step.weights.as_ref()) {
         let values: Vec<f64> = weights.matrices.iter().chain(&weights.bias).copied().collect();
         needles.values("weights", &values, &encoded);

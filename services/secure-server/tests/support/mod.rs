@@ -15,8 +15,8 @@ use concilium_inference::flatten;
 use concilium_mpc::input::{Component, DealtShare, deal};
 use concilium_mpc::opening::open_sums;
 use concilium_mpc::release::ReleasedComponents;
-use concilium_network::{InputDomain, Network, quantise};
-use concilium_ring::{Element, Z64};
+use concilium_network::{InputDomain, Network, Precision, Ring, quantise};
+use concilium_ring::{Element, Z32, Z64};
 use concilium_rpc::connect;
 use concilium_rpc::identity::Role;
 use concilium_rpc::receipt::accept;
@@ -178,8 +178,17 @@ pub struct ModelUpload {
 }
 
 pub fn model_upload(task: &str, model: &str, network: &Network) -> ModelUpload {
-    let fixed = quantise(network, &domain(), FRACTIONAL_BITS).expect("headroom is left");
-    let dealt = deal(&flatten(&fixed), &mut SysRng).expect("randomness");
+    model_upload_in(Ring::Bits64, task, model, network)
+}
+
+pub fn model_upload_in(ring: Ring, task: &str, model: &str, network: &Network) -> ModelUpload {
+    let precision = Precision { ring, fractional_bits: FRACTIONAL_BITS };
+    let fixed = quantise(network, &domain(), precision).expect("headroom is left");
+    let dealt = match ring {
+        Ring::Bits64 => deal(&flatten::<Z64>(&fixed), &mut SysRng),
+        Ring::Bits32 => deal(&flatten::<Z32>(&fixed), &mut SysRng),
+    };
+    let dealt = dealt.expect("randomness");
     let mut content = [0; 32];
     SysRng.try_fill_bytes(&mut content).expect("randomness");
     let headers = dealt.each_ref().map(|share| UploadHeader {
@@ -227,7 +236,11 @@ pub async fn share_model(owner: &Caller, model: &str, network: &Network) {
 
 /// Shares one model and makes it ready on all three servers.
 pub async fn share_model_of(owner: &Caller, task: &str, model: &str, network: &Network) {
-    let upload = model_upload(task, model, network);
+    make_ready(owner, &model_upload(task, model, network)).await;
+}
+
+/// Uploads a model and makes it ready on all three servers.
+pub async fn make_ready(owner: &Caller, upload: &ModelUpload) {
     for server in 0..3 {
         upload.send_to(owner, server).await.expect("the upload is accepted");
     }
@@ -246,8 +259,14 @@ pub struct Query {
 
 pub fn query(task: &v1::Task, rows: &Array2<f64>) -> Query {
     let encoded = domain().encode(rows.view(), FRACTIONAL_BITS).expect("inputs lie in the domain");
-    let elements: Vec<Z64> = encoded.iter().map(|&value| Z64::from_signed(value)).collect();
-    let dealt = deal(&elements, &mut SysRng).expect("randomness");
+    fn dealt<E: Element>(encoded: &Array2<i64>) -> [DealtShare; 3] {
+        let elements: Vec<E> = encoded.iter().map(|&value| E::from_signed(value)).collect();
+        deal(&elements, &mut SysRng).expect("randomness")
+    }
+    let dealt = match task.ring_bits {
+        Some(32) => dealt::<Z32>(&encoded),
+        _ => dealt::<Z64>(&encoded),
+    };
     let mut id = [0; 16];
     SysRng.try_fill_bytes(&mut id).expect("randomness");
     let headers = dealt.each_ref().map(|share| PredictHeader {
