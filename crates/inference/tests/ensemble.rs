@@ -236,11 +236,11 @@ struct Watched {
 }
 
 impl Channel for Watched {
-    fn send(&mut self, to: Neighbour, address: Address, payload: Vec<u8>) -> Result<(), ChannelError> {
+    fn send(&mut self, to: Neighbour, address: Address, payload: Bytes) -> Result<(), ChannelError> {
         self.channel.send(to, address, payload)
     }
 
-    fn receive(&mut self, from: Neighbour, address: Address) -> Result<Vec<u8>, ChannelError> {
+    fn receive(&mut self, from: Neighbour, address: Address) -> Result<Bytes, ChannelError> {
         self.channel.receive(from, address)
     }
 

@@ -57,9 +57,9 @@ fn exchange<C: Channel>(
     count: usize,
 ) -> Result<BitShares, MpcError> {
     let packed = bits::pack(&own, planes, count);
-    party.send(Neighbour::Previous, step, &packed)?;
-    let received = party.receive(Neighbour::Next, step, packed.len())?;
-    drop(packed);
+    let length = packed.len();
+    party.send(Neighbour::Previous, step, packed)?;
+    let received = party.receive(Neighbour::Next, step, length)?;
     Ok(BitShares::new(planes, count, own, bits::unpack(received, planes, count)))
 }
 

@@ -129,7 +129,7 @@ fn block_carries<E: Element, C: Channel>(
         Seat::Dealer => {
             let mut message = party.prss.own.words(tables, 0, table_planes * words);
             add_tables(&mut message, [x.own_slice(), x.next_slice()], window, layout);
-            party.send(Neighbour::Next, tables, &bits::pack(&message, table_planes, count))?;
+            party.send(Neighbour::Next, tables, bits::pack(message, table_planes, count))?;
             let own = party.prss.own.words(exchange, 0, looked_up * words);
             let next = party.prss.next.words(exchange, 0, looked_up * words);
             Ok(BitShares::new(looked_up, count, own, next))
@@ -161,17 +161,14 @@ fn exchange_words<C: Channel>(
     party: &mut Party<C>,
     other: Neighbour,
     step: crate::channel::Step,
-    mut mine: Vec<u64>,
+    mine: Vec<u64>,
     planes: usize,
     count: usize,
 ) -> Result<Vec<u64>, MpcError> {
-    let packed = bits::pack(&mine, planes, count);
-    party.send(other, step, &packed)?;
-    let theirs = party.receive(other, step, packed.len())?;
-    drop(packed);
-    let theirs = bits::unpack(theirs, planes, count);
-    mine.iter_mut().zip(theirs).for_each(|(word, their)| *word ^= their);
-    Ok(mine)
+    let mine = party.send_and_keep(other, step, bits::pack(mine, planes, count).into_owned())?;
+    let mut theirs = party.receive(other, step, mine.len())?;
+    theirs.iter_mut().zip(&*mine).for_each(|(their, word)| *their ^= word);
+    Ok(bits::unpack(theirs, planes, count))
 }
 
 #[inline(always)]

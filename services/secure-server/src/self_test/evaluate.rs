@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use concilium_inference::{Ensemble, histogram, probabilities};
 use concilium_mpc::{
-    Address, Channel, ChannelError, MpcError, Neighbour, Party, PartyIndex, Progress, Shares, Traffic,
+    Address, Bytes, Channel, ChannelError, MpcError, Neighbour, Party, PartyIndex, Progress, Shares, Traffic,
 };
 use concilium_network::InputDomain;
 use concilium_privacy::Release;
@@ -146,12 +146,12 @@ impl<C> Timed<C> {
 }
 
 impl<C: Channel> Channel for Timed<C> {
-    fn send(&mut self, to: Neighbour, address: Address, payload: Vec<u8>) -> Result<(), ChannelError> {
+    fn send(&mut self, to: Neighbour, address: Address, payload: Bytes) -> Result<(), ChannelError> {
         self.check(to, address)?;
         self.channel.send(to, address, payload)
     }
 
-    fn receive(&mut self, from: Neighbour, address: Address) -> Result<Vec<u8>, ChannelError> {
+    fn receive(&mut self, from: Neighbour, address: Address) -> Result<Bytes, ChannelError> {
         self.check(from, address)?;
         self.channel.receive(from, address)
     }
