@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use concilium_inference::{Ensemble, RingElement, histogram};
 use concilium_mpc::local::{LocalChannel, run_with, share};
-use concilium_mpc::{Address, Channel, ChannelError, Neighbour, Progress, Shares, Stage};
+use concilium_mpc::{Address, Bytes, Channel, ChannelError, Neighbour, Progress, Shares, Stage};
 use concilium_network::program::gather::{Gather, Piece};
 use concilium_network::{Convolution, InputDomain, Network, Operation, Step, Weights, quantise};
 use concilium_ring::{Z32, Z64};
@@ -110,11 +110,11 @@ fn cpu() -> Duration {
 }
 
 impl Channel for Timed {
-    fn send(&mut self, to: Neighbour, address: Address, payload: Vec<u8>) -> Result<(), ChannelError> {
+    fn send(&mut self, to: Neighbour, address: Address, payload: Bytes) -> Result<(), ChannelError> {
         self.channel.send(to, address, payload)
     }
 
-    fn receive(&mut self, from: Neighbour, address: Address) -> Result<Vec<u8>, ChannelError> {
+    fn receive(&mut self, from: Neighbour, address: Address) -> Result<Bytes, ChannelError> {
         self.channel.receive(from, address)
     }
 

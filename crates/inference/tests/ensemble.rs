@@ -12,7 +12,7 @@ use concilium_mpc::opening::open_sums;
 use concilium_mpc::probability::{FRACTION_BITS, maximum_error};
 use concilium_mpc::release::Aggregate;
 use concilium_mpc::{
-    Address, Channel, ChannelError, MpcError, Neighbour, Party, Progress, Shares, Stage, Traffic,
+    Address, Bytes, Channel, ChannelError, MpcError, Neighbour, Party, Progress, Shares, Stage, Traffic,
 };
 use concilium_network::{Ring, Rounding};
 use concilium_ring::{Element, Z32, Z64};
@@ -260,11 +260,11 @@ struct Watched {
 }
 
 impl Channel for Watched {
-    fn send(&mut self, to: Neighbour, address: Address, payload: Vec<u8>) -> Result<(), ChannelError> {
+    fn send(&mut self, to: Neighbour, address: Address, payload: Bytes) -> Result<(), ChannelError> {
         self.channel.send(to, address, payload)
     }
 
-    fn receive(&mut self, from: Neighbour, address: Address) -> Result<Vec<u8>, ChannelError> {
+    fn receive(&mut self, from: Neighbour, address: Address) -> Result<Bytes, ChannelError> {
         self.channel.receive(from, address)
     }
 

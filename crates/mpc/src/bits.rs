@@ -94,9 +94,10 @@ pub(crate) fn xor_into(words: &mut [u64], lanes: &Lanes) {
 
 /// Packs planes without the gaps at their ends, for the wire: `planes * bits` bits, first plane
 /// first. When `bits` is a multiple of 64 this is the input.
-pub(crate) fn pack(words: &[u64], planes: usize, bits: usize) -> Cow<'_, [u64]> {
+pub(crate) fn pack<'a>(words: impl Into<Cow<'a, [u64]>>, planes: usize, bits: usize) -> Cow<'a, [u64]> {
+    let words = words.into();
     if bits.is_multiple_of(64) || planes == 1 {
-        return Cow::Borrowed(words);
+        return words;
     }
     let per_plane = words_of(bits);
     let mut packed = vec![0; words_of(planes * bits)];

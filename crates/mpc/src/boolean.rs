@@ -62,7 +62,8 @@ impl Polynomial {
         for product in &products {
             debug_assert!(!product.is_empty(), "a constant is no product of shared bits");
             for chosen in 0..(1u32 << product.len()) - 1 {
-                let (set, rest) = (0..product.len()).partition::<Vec<_>, _>(|&place| chosen >> place & 1 == 1);
+                let (set, rest) =
+                    (0..product.len()).partition::<Vec<_>, _>(|&place| chosen >> place & 1 == 1);
                 let planes = |places: Vec<usize>| places.into_iter().map(|place| product[place]).collect();
                 coefficients.entry(planes(set)).or_default().push(planes(rest));
             }
@@ -106,14 +107,15 @@ pub fn evaluate<C: Channel>(
             known.iter_mut().zip(x.next()).for_each(|(own, next)| *own ^= next);
             add_coefficients(&mut message, &known, words, polynomials);
             wipe_slice(&mut known);
-            party.send(Neighbour::Next, dealt, &bits::pack(&message, coefficients, count))?;
+            party.send(Neighbour::Next, dealt, bits::pack(message, coefficients, count))?;
             let own = party.prss.own.words(exchange, 0, results * words);
             let next = party.prss.next.words(exchange, 0, results * words);
             Ok(BitShares::new(results, count, own, next))
         }
         Seat::FirstEvaluator => {
             let packed = bits::packed_words(coefficients, count);
-            let masked = bits::unpack(party.receive(Neighbour::Previous, dealt, packed)?, coefficients, count);
+            let masked =
+                bits::unpack(party.receive(Neighbour::Previous, dealt, packed)?, coefficients, count);
             let own = party.prss.own.words(exchange, 0, results * words);
             let mut mine = own.clone();
             add_values(&mut mine, &masked, x.next(), words, polynomials, true);
@@ -137,17 +139,14 @@ pub(crate) fn exchange_words<C: Channel>(
     party: &mut Party<C>,
     other: Neighbour,
     step: Step,
-    mut mine: Vec<u64>,
+    mine: Vec<u64>,
     planes: usize,
     count: usize,
 ) -> Result<Vec<u64>, MpcError> {
-    let packed = bits::pack(&mine, planes, count);
-    party.send(other, step, &packed)?;
-    let theirs = party.receive(other, step, packed.len())?;
-    drop(packed);
-    let theirs = bits::unpack(theirs, planes, count);
-    mine.iter_mut().zip(theirs).for_each(|(word, their)| *word ^= their);
-    Ok(mine)
+    let mine = party.send_and_keep(other, step, bits::pack(mine, planes, count).into_owned())?;
+    let mut theirs = party.receive(other, step, mine.len())?;
+    theirs.iter_mut().zip(&*mine).for_each(|(their, word)| *their ^= word);
+    Ok(bits::unpack(theirs, planes, count))
 }
 
 /// Exclusive-ors the coefficients of all polynomials into `message`, a plane each, for the dealer's c.

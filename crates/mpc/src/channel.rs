@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use bytes::Bytes;
 use thiserror::Error;
 
 use crate::progress::Progress;
@@ -197,18 +198,22 @@ pub enum ChannelError {
 ///
 /// `send` hands the payload over and does not wait for the other side; `receive` blocks until the
 /// message with exactly this address is there. Both sides use the same addresses in the same order.
+///
+/// A payload is shared and not copied. The memory of one that is sent is given back when the transport
+/// has let go of it; like the transport's own buffers it is not wiped.
 pub trait Channel {
-    /// Sends `payload` to a neighbour.
+    /// Sends `payload`, at most [`MAXIMUM_RECORD_BYTES`](crate::party::MAXIMUM_RECORD_BYTES), to a
+    /// neighbour.
     ///
     /// # Errors
     /// [`ChannelError`] when the link is down.
-    fn send(&mut self, to: Neighbour, address: Address, payload: Vec<u8>) -> Result<(), ChannelError>;
+    fn send(&mut self, to: Neighbour, address: Address, payload: Bytes) -> Result<(), ChannelError>;
 
     /// Waits for the payload that a neighbour sends under `address`.
     ///
     /// # Errors
     /// [`ChannelError`] when the link is down, the message is late, or another one arrives.
-    fn receive(&mut self, from: Neighbour, address: Address) -> Result<Vec<u8>, ChannelError>;
+    fn receive(&mut self, from: Neighbour, address: Address) -> Result<Bytes, ChannelError>;
 
     /// Is told how far the session has come, whenever a stage or a step begins. A channel that times
     /// or reports what its messages belong to overrides this; nothing travels because of it.
@@ -216,11 +221,11 @@ pub trait Channel {
 }
 
 impl<C: Channel + ?Sized> Channel for &mut C {
-    fn send(&mut self, to: Neighbour, address: Address, payload: Vec<u8>) -> Result<(), ChannelError> {
+    fn send(&mut self, to: Neighbour, address: Address, payload: Bytes) -> Result<(), ChannelError> {
         (**self).send(to, address, payload)
     }
 
-    fn receive(&mut self, from: Neighbour, address: Address) -> Result<Vec<u8>, ChannelError> {
+    fn receive(&mut self, from: Neighbour, address: Address) -> Result<Bytes, ChannelError> {
         (**self).receive(from, address)
     }
 

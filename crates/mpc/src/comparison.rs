@@ -136,7 +136,7 @@ fn block_carries<E: Element, C: Channel>(
         Seat::Dealer => {
             let mut message = party.prss.own.words(tables, 0, table_planes * words);
             add_tables(&mut message, [x.own_slice(), x.next_slice()], window, layout);
-            party.send(Neighbour::Next, tables, &bits::pack(&message, table_planes, count))?;
+            party.send(Neighbour::Next, tables, bits::pack(message, table_planes, count))?;
             let own = party.prss.own.words(exchange, 0, looked_up * words);
             let next = party.prss.next.words(exchange, 0, looked_up * words);
             Ok(BitShares::new(looked_up, count, own, next))

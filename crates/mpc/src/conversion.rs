@@ -54,7 +54,7 @@ pub fn sum_bits<E: Element, C: Channel>(
                     sums[(i % rows, plane)] += E::from_unsigned(c);
                 }
             }
-            party.send(Neighbour::Next, step, &message)?;
+            party.send(Neighbour::Next, step, message)?;
         }
         seat => {
             let (factors, d) = if seat == Seat::FirstEvaluator {

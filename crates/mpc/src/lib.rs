@@ -42,6 +42,8 @@ mod vectorised;
 pub mod votes;
 pub mod zero_test;
 
+/// What messages are made of.
+pub use bytes::Bytes;
 pub use channel::{Address, Channel, ChannelError, Neighbour, Protocol, Step};
 pub use party::{MpcError, Party, PartyIndex, Traffic};
 pub use progress::{Progress, Stage};

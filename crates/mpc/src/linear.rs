@@ -169,33 +169,32 @@ pub fn rescale<E: Element, C: Channel>(
                     *value += term + offset;
                 }
             }
-            party.send(Neighbour::Next, step, &masked)?;
+            let masked = party.send_and_keep(Neighbour::Next, step, masked)?;
             let own = party.receive::<E>(Neighbour::Previous, step, count)?;
             let other = party.receive::<E>(Neighbour::Next, step, count)?;
-            (own, opened_quotient(masked, &other, bound_bits, f))
+            (own, opened_quotient(other, &masked, bound_bits, f))
         }
         Seat::SecondEvaluator => {
             let mut masked = party.prss.next.elements::<E>(step, 0, count);
             masked.iter_mut().zip(mine).for_each(|(value, &term)| *value += term);
-            party.send(Neighbour::Previous, step, &masked)?;
+            let masked = party.send_and_keep(Neighbour::Previous, step, masked)?;
             let next = party.prss.next.elements::<E>(step, 1, count);
             let other = party.receive::<E>(Neighbour::Previous, step, count)?;
-            (opened_quotient(masked, &other, bound_bits, f), next)
+            (opened_quotient(other, &masked, bound_bits, f), next)
         }
     };
     Ok(Shares::from_vectors(shape, own, next))
 }
 
 /// Component b of the result, from the evaluators' two messages.
-fn opened_quotient<E: Element>(mut masked: Vec<E>, other: &[E], bound_bits: &[u32], f: u32) -> Vec<E> {
+fn opened_quotient<E: Element>(mut theirs: Vec<E>, mine: &[E], bound_bits: &[u32], f: u32) -> Vec<E> {
     let corrections: Vec<E> =
         bound_bits.iter().map(|&l| E::ONE - E::power_of_two(E::BITS - f) - E::power_of_two(l - f)).collect();
-    for (line, theirs) in
-        masked.chunks_exact_mut(bound_bits.len().max(1)).zip(other.chunks(bound_bits.len().max(1)))
-    {
-        for ((value, &their), &correction) in line.iter_mut().zip(theirs).zip(&corrections) {
-            *value = (*value + their).shift_right(f) + correction;
+    let columns = bound_bits.len().max(1);
+    for (line, mine) in theirs.chunks_exact_mut(columns).zip(mine.chunks_exact(columns)) {
+        for ((value, &mine), &correction) in line.iter_mut().zip(mine).zip(&corrections) {
+            *value = (*value + mine).shift_right(f) + correction;
         }
     }
-    masked
+    theirs
 }

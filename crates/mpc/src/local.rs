@@ -8,6 +8,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use bytes::Bytes;
 use concilium_ring::Element;
 use ndarray::Array2;
 
@@ -19,7 +20,7 @@ use crate::shares::{BitShares, Shares};
 /// How long a party waits for a message before it reports the other as lost.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-type Message = (Address, Vec<u8>);
+type Message = (Address, Bytes);
 
 /// One party's in-memory links. Keeps every payload it received, so that tests can look at a
 /// party's view.
@@ -28,7 +29,7 @@ pub struct LocalChannel {
     to_previous: mpsc::Sender<Message>,
     from_next: mpsc::Receiver<Message>,
     from_previous: mpsc::Receiver<Message>,
-    view: Option<Vec<(Neighbour, Address, Vec<u8>)>>,
+    view: Option<Vec<(Neighbour, Address, Bytes)>>,
 }
 
 impl LocalChannel {
@@ -54,13 +55,13 @@ impl LocalChannel {
     }
 
     /// What was received since [`Self::keep_view`], in order.
-    pub fn view(&self) -> &[(Neighbour, Address, Vec<u8>)] {
+    pub fn view(&self) -> &[(Neighbour, Address, Bytes)] {
         self.view.as_deref().unwrap_or_default()
     }
 }
 
 impl Channel for LocalChannel {
-    fn send(&mut self, to: Neighbour, address: Address, payload: Vec<u8>) -> Result<(), ChannelError> {
+    fn send(&mut self, to: Neighbour, address: Address, payload: Bytes) -> Result<(), ChannelError> {
         let link = match to {
             Neighbour::Next => &self.to_next,
             Neighbour::Previous => &self.to_previous,
@@ -72,7 +73,7 @@ impl Channel for LocalChannel {
         })
     }
 
-    fn receive(&mut self, from: Neighbour, address: Address) -> Result<Vec<u8>, ChannelError> {
+    fn receive(&mut self, from: Neighbour, address: Address) -> Result<Bytes, ChannelError> {
         let link = match from {
             Neighbour::Next => &self.from_next,
             Neighbour::Previous => &self.from_previous,

@@ -91,7 +91,7 @@ pub(crate) fn look_up<const TERMS: usize, F: Tabulated<TERMS>, C: Channel>(
                     .zip(entries.as_flattened())
                     .for_each(|(mask, &entry)| *mask = entry - *mask);
             }
-            party.send(Neighbour::Next, tables, &message)?;
+            party.send(Neighbour::Next, tables, message)?;
             (party.prss.own.elements(exchange, 0, count), party.prss.next.elements(exchange, 0, count))
         }
         Seat::FirstEvaluator => {

@@ -1,5 +1,9 @@
 //! One server's side of one session: its place, its randomness, its links, and what it sent.
 
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use bytes::Bytes;
 use concilium_ring::Element;
 use thiserror::Error;
 
@@ -7,8 +11,10 @@ use crate::channel::{Address, Channel, ChannelError, Neighbour, Protocol, Step};
 use crate::progress::{Progress, Stage};
 use crate::prss::{PairwiseKeys, Prss};
 
-/// Messages are cut so that no record is longer than this.
-pub const MAXIMUM_RECORD_BYTES: usize = 1 << 20;
+/// Messages are cut so that no record is longer than this: what has left is on its way while the rest is
+/// being sent, and it bounds what a peer can make this server store for one record. A multiple of the size
+/// of every ring element, so that no element is cut.
+pub const MAXIMUM_RECORD_BYTES: usize = 256 << 10;
 
 /// Why a session failed. None of the variants carries a share.
 #[derive(Debug, Error)]
@@ -196,19 +202,44 @@ impl<C: Channel> Party<C> {
         step
     }
 
-    pub(crate) fn send<T: bytemuck::Pod>(
+    /// Sends items. A vector is not copied, a slice is once.
+    pub(crate) fn send<'a, T: bytemuck::Pod + Send + Sync>(
         &mut self,
         to: Neighbour,
         step: Step,
-        items: &[T],
+        items: impl Into<Cow<'a, [T]>>,
     ) -> Result<(), MpcError> {
-        let bytes: &[u8] = bytemuck::cast_slice(items);
-        for (record, chunk) in bytes.chunks(MAXIMUM_RECORD_BYTES).enumerate() {
-            let address = Address { session: self.session, step, record: record as u32 };
-            self.channel.send(to, address, chunk.to_vec())?;
+        let payload = match items.into() {
+            Cow::Borrowed(items) => Bytes::copy_from_slice(bytemuck::cast_slice(items)),
+            Cow::Owned(items) => Bytes::from_owner(Sent(Arc::new(items))),
+        };
+        self.send_bytes(to, step, payload)
+    }
+
+    /// Sends items that are still read here, without a copy.
+    pub(crate) fn send_and_keep<T: bytemuck::Pod + Send + Sync>(
+        &mut self,
+        to: Neighbour,
+        step: Step,
+        items: Vec<T>,
+    ) -> Result<Arc<Vec<T>>, MpcError> {
+        let items = Arc::new(items);
+        self.send_bytes(to, step, Bytes::from_owner(Sent(Arc::clone(&items))))?;
+        Ok(items)
+    }
+
+    fn send_bytes(&mut self, to: Neighbour, step: Step, mut rest: Bytes) -> Result<(), MpcError> {
+        for record in 0.. {
+            if rest.is_empty() {
+                break;
+            }
+            let payload = rest.split_to(rest.len().min(MAXIMUM_RECORD_BYTES));
+            let address = Address { session: self.session, step, record };
+            let bytes = payload.len() as u64;
+            self.channel.send(to, address, payload)?;
             self.traffic.messages_sent += 1;
-            self.traffic.bytes_sent += chunk.len() as u64;
-            self.traffic.bytes_by_protocol[usize::from(step.protocol.code()) - 1] += chunk.len() as u64;
+            self.traffic.bytes_sent += bytes;
+            self.traffic.bytes_by_protocol[usize::from(step.protocol.code()) - 1] += bytes;
         }
         Ok(())
     }
@@ -233,11 +264,8 @@ impl<C: Channel> Party<C> {
                     received: payload.len(),
                 });
             }
-            match bytemuck::try_cast_slice(&payload) {
-                Ok(received) => items.extend_from_slice(received),
-                // A transport may hand over bytes from anywhere in its buffer.
-                Err(_) => items.extend(bytemuck::pod_collect_to_vec::<u8, T>(&payload)),
-            }
+            // A transport may hand over bytes from anywhere in its buffer.
+            items.extend(payload.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned::<T>));
         }
         Ok(items)
     }
@@ -254,6 +282,15 @@ impl<C: Channel> Party<C> {
         let mut next = self.prss.next.stream(step, stream);
         next.for_each(&mut share, |mine, other| *mine -= other);
         share
+    }
+}
+
+/// Items that are sent as the bytes that they are in memory.
+struct Sent<T>(Arc<Vec<T>>);
+
+impl<T: bytemuck::Pod> AsRef<[u8]> for Sent<T> {
+    fn as_ref(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.0)
     }
 }
 

@@ -128,7 +128,7 @@ fn select<E: Element, C: Channel>(
         Seat::Dealer => {
             let mut message = party.prss.own.elements::<E>(tables, 0, elements * count);
             fill(&mut message, [x.own_slice(), x.next_slice()], [bits.own(), bits.next()]);
-            party.send(Neighbour::Next, tables, &message)?;
+            party.send(Neighbour::Next, tables, message)?;
             (party.prss.own.elements(exchange, 0, count), party.prss.next.elements(exchange, 0, count))
         }
         Seat::FirstEvaluator => {
@@ -307,8 +307,8 @@ pub(crate) fn exchange_terms<E: Element, C: Channel>(
     masks: &[E],
 ) -> Result<Vec<E>, MpcError> {
     terms.iter_mut().zip(masks).for_each(|(term, &mask)| *term -= mask);
-    party.send(other, step, &terms)?;
-    let theirs = party.receive::<E>(other, step, terms.len())?;
-    terms.iter_mut().zip(theirs).for_each(|(term, their)| *term += their);
-    Ok(terms)
+    let terms = party.send_and_keep(other, step, terms)?;
+    let mut theirs = party.receive::<E>(other, step, terms.len())?;
+    theirs.iter_mut().zip(&*terms).for_each(|(their, &term)| *their += term);
+    Ok(theirs)
 }

@@ -77,7 +77,7 @@ pub fn sum_truncated<C: Channel>(
                 *masked = modulus * Z64::from_unsigned(positive(u)) - *masked;
                 add(i, u.shift_right(bits));
             }
-            party.send(Neighbour::Next, step, &message)?;
+            party.send(Neighbour::Next, step, message)?;
         }
         Seat::FirstEvaluator => {
             let factors = party.receive::<Z64>(Neighbour::Previous, step, count)?;

@@ -8,7 +8,7 @@ use concilium_mpc::conversion::sum_bits;
 use concilium_mpc::local::{LocalChannel, run, run_with, share};
 use concilium_mpc::opening::{open_confident_labels, open_sums};
 use concilium_mpc::release::Noised;
-use concilium_mpc::{MpcError, Party, PartyIndex, Shares, votes};
+use concilium_mpc::{Bytes, MpcError, Party, PartyIndex, Shares, votes};
 use concilium_ring::{Element, Z64};
 use ndarray::Array2;
 use proptest::prelude::*;
@@ -208,16 +208,16 @@ fn the_bound_on_what_a_model_moves_is_reached() {
 struct Flipping(LocalChannel, bool);
 
 impl Channel for Flipping {
-    fn send(&mut self, to: Neighbour, address: Address, payload: Vec<u8>) -> Result<(), ChannelError> {
+    fn send(&mut self, to: Neighbour, address: Address, payload: Bytes) -> Result<(), ChannelError> {
         self.0.send(to, address, payload)
     }
 
-    fn receive(&mut self, from: Neighbour, address: Address) -> Result<Vec<u8>, ChannelError> {
-        let mut payload = self.0.receive(from, address)?;
+    fn receive(&mut self, from: Neighbour, address: Address) -> Result<Bytes, ChannelError> {
+        let mut payload = self.0.receive(from, address)?.to_vec();
         if self.1 && address.step.protocol == Protocol::DecisionOpening && from == Neighbour::Next {
             payload[0] ^= 1;
         }
-        Ok(payload)
+        Ok(payload.into())
     }
 }
 

@@ -20,8 +20,8 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::Stream;
 
 use crate::{
-    connect::set_socket_options,
     reload::ReloadableTls,
+    socket::Socket,
     tls::{HANDSHAKE_TIMEOUT, TlsError, TlsMaterial},
 };
 
@@ -50,7 +50,7 @@ const LOGGED: u32 = 20;
 const LOG_WINDOW: Duration = Duration::from_secs(60);
 
 /// A connection on which the caller has shown a certificate of a trusted authority.
-pub type TlsConnection = TlsStream<TcpStream>;
+pub type TlsConnection = TlsStream<Socket>;
 
 /// The TLS connections that callers make. Handshakes run beside each other, so that a slow caller
 /// holds up nobody; each uses the certificate and the authorities that are in use when it begins.
@@ -162,7 +162,7 @@ async fn accept_all(
 }
 
 async fn handshake(acceptor: TlsAcceptor, stream: TcpStream) -> io::Result<TlsConnection> {
-    set_socket_options(&stream)?;
+    let stream = Socket::accepted(stream)?;
     let late = || io::Error::new(io::ErrorKind::TimedOut, "it did not finish the handshake in time");
     let accepted = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream).into_fallible());
     match accepted.await.map_err(|_| late())? {
@@ -177,7 +177,7 @@ async fn handshake(acceptor: TlsAcceptor, stream: TcpStream) -> io::Result<TlsCo
 
 /// Closes a connection so that the caller reads the alert that says why. A socket that is dropped with
 /// unread data resets the connection, and the alert is lost.
-async fn end_politely(mut stream: TcpStream) -> io::Result<()> {
+async fn end_politely(mut stream: Socket) -> io::Result<()> {
     stream.shutdown().await?;
     let mut unread = [0; 4096];
     while stream.read(&mut unread).await? > 0 {}

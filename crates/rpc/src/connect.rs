@@ -13,9 +13,7 @@ use std::{
     time::Duration,
 };
 
-use socket2::{SockRef, TcpKeepalive};
 use thiserror::Error;
-use tokio::net::TcpStream;
 use tonic::{
     Status,
     transport::{Channel, Endpoint, Server},
@@ -37,11 +35,11 @@ pub const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 const FRAME_BYTES: u32 = 1 << 19;
 
 /// How long a TCP and TLS connection may take to come about.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Pause after which an idle TCP connection is probed, so that a dead peer is noticed and a firewall
 /// does not forget the connection.
-const TCP_KEEPALIVE: Duration = Duration::from_secs(20);
+pub(crate) const TCP_KEEPALIVE: Duration = Duration::from_secs(20);
 
 /// Pause between HTTP/2 pings on connections of clients and owners.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
@@ -287,12 +285,6 @@ pub(crate) fn quiet_server_builder() -> Server {
 /// What the system says about the socket, or that the certificate is not a server's.
 pub fn incoming(listener: TcpListener, tls: &ReloadableTls) -> io::Result<TlsIncoming> {
     TlsIncoming::new(listener, tls, GRPC_PROTOCOLS)
-}
-
-/// Sets the options of an accepted connection.
-pub(crate) fn set_socket_options(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(TCP_KEEPALIVE))
 }
 
 /// An error and its causes in one line.

@@ -7,7 +7,7 @@
 //!
 //! Server i dials server i + 1 mod 3 and accepts the stream of server i - 1 mod 3. A send only queues
 //! the frame and never waits, so no two servers can wait for each other to read; what is queued leaves
-//! during the next wait, or at [`Lane::flush`].
+//! during the next wait, or at [`Lane::carry`] and [`Lane::flush`].
 //!
 //! When a link breaks, the batch under way fails with a [`LaneError`]. The caller then drops what is
 //! left of it by [`Lane::disconnect`], which also ends the batch on the peers, and joins again with
@@ -253,19 +253,27 @@ impl Lane {
         self.runtime.block_on(link::let_tasks_run());
     }
 
-    /// Queues a frame for a neighbour. It leaves during the next wait or at [`Lane::flush`].
+    /// Queues a frame for a neighbour. It leaves during the next wait, at [`Lane::carry`] or at
+    /// [`Lane::flush`].
     ///
     /// # Errors
     /// [`LaneError::NotConnected`] or [`LaneError::Disconnected`].
     pub fn send(&mut self, to: Neighbour, frame: lane_frame::Frame) -> Result<(), LaneError> {
         let peer = self.index_of(to);
-        let slot = self.slot(to);
-        let link = slot.as_ref().ok_or(LaneError::NotConnected { peer })?;
-        if !link.outgoing.send(LaneFrame { frame: Some(frame) }) {
-            *slot = None;
+        let link = self.link(to).ok_or(LaneError::NotConnected { peer })?;
+        // Inside the runtime: a task that is woken from outside costs a system call, and makes the next wait
+        // return once for nothing.
+        let queued = self.runtime.block_on(async { link.outgoing.send(LaneFrame { frame: Some(frame) }) });
+        if !queued {
+            *self.slot(to) = None;
             return Err(LaneError::Disconnected { peer, reason: "the stream has ended".to_owned() });
         }
         Ok(())
+    }
+
+    /// Lets the sockets take what is queued, as far as they do so at once. Costs a turn of the runtime.
+    pub fn carry(&mut self) {
+        self.runtime.block_on(link::let_tasks_run());
     }
 
     /// Waits until the transport has taken what was queued for both neighbours. Needed before the

@@ -24,6 +24,7 @@ pub mod receipt;
 mod redacted;
 pub mod reload;
 pub mod signature;
+pub mod socket;
 pub mod status;
 pub mod time;
 pub mod tls;

@@ -6,14 +6,12 @@ use bytes::Bytes;
 use concilium_mpc::{Address, Channel, ChannelError, Neighbour, Protocol, Step};
 
 use super::{Lane, LaneError};
-use crate::{
-    chunk::MAX_CHUNK_BYTES,
-    v1::{ProtocolMessage, lane_frame::Frame},
-};
+use crate::v1::{ProtocolMessage, lane_frame::Frame};
 
-/// Longest payload that is put together for one address, in bytes. It bounds what a faulty peer can
-/// make this server store; batches are sized far below it.
-const MAX_PAYLOAD_BYTES: usize = 1 << 30;
+/// Payloads from this length on, in bytes, leave at once, while this server computes what comes after
+/// them. Shorter ones leave with whatever else is queued when it waits: a turn of the transport for each
+/// would cost more than the peer gains.
+const PROMPT_BYTES: usize = 32 << 10;
 
 /// Carries the messages of one batch. Messages of other batches, and frames that are no messages, end
 /// the batch: all three servers run the same program, so whatever else arrives means that they are out
@@ -51,68 +49,45 @@ impl<'a> LaneChannel<'a> {
 }
 
 impl Channel for LaneChannel<'_> {
-    fn send(&mut self, to: Neighbour, address: Address, payload: Vec<u8>) -> Result<(), ChannelError> {
+    fn send(&mut self, to: Neighbour, address: Address, payload: Bytes) -> Result<(), ChannelError> {
         self.check_session(to, address)?;
-        let mut rest = Bytes::from(payload);
-        loop {
-            let payload = rest.split_to(rest.len().min(MAX_CHUNK_BYTES));
-            let continues = !rest.is_empty();
-            let message = ProtocolMessage {
-                session: address.session,
-                step: address.step.sequence,
-                protocol: address.step.protocol.code().into(),
-                record: address.record,
-                payload,
-                continues,
-            };
-            self.lane
-                .send(to, Frame::ProtocolMessage(message))
-                .map_err(|error| Self::failure(to, address, error))?;
-            if !continues {
-                return Ok(());
-            }
+        let long = payload.len() >= PROMPT_BYTES;
+        let message = ProtocolMessage {
+            session: address.session,
+            step: address.step.sequence,
+            protocol: address.step.protocol.code().into(),
+            record: address.record,
+            payload,
+        };
+        self.lane
+            .send(to, Frame::ProtocolMessage(message))
+            .map_err(|error| Self::failure(to, address, error))?;
+        if long {
+            self.lane.carry();
         }
+        Ok(())
     }
 
-    fn receive(&mut self, from: Neighbour, address: Address) -> Result<Vec<u8>, ChannelError> {
+    fn receive(&mut self, from: Neighbour, address: Address) -> Result<Bytes, ChannelError> {
         self.check_session(from, address)?;
-        let mut collected = Vec::new();
-        loop {
-            let frame = self
-                .lane
-                .receive(from, self.patience)
-                .map_err(|error| Self::failure(from, address, error))?;
-            let message = match frame.frame {
-                Some(Frame::ProtocolMessage(message)) => message,
-                Some(Frame::Abort(abort)) if abort.batch == self.session => {
-                    let reason = format!("it gave up the batch: {}", abort.reason);
-                    return Err(ChannelError::Disconnected { neighbour: from, address, reason });
-                }
-                other => {
-                    let received = format!("a {} frame", frame_name(other.as_ref()));
-                    return Err(ChannelError::OutOfStep { neighbour: from, expected: address, received });
-                }
-            };
-            if !is_at(&message, address) {
-                let received = describe_address(&message);
+        let frame =
+            self.lane.receive(from, self.patience).map_err(|error| Self::failure(from, address, error))?;
+        let message = match frame.frame {
+            Some(Frame::ProtocolMessage(message)) => message,
+            Some(Frame::Abort(abort)) if abort.batch == self.session => {
+                let reason = format!("it gave up the batch: {}", abort.reason);
+                return Err(ChannelError::Disconnected { neighbour: from, address, reason });
+            }
+            other => {
+                let received = format!("a {} frame", frame_name(other.as_ref()));
                 return Err(ChannelError::OutOfStep { neighbour: from, expected: address, received });
             }
-            if !message.continues && collected.is_empty() {
-                return Ok(message.payload.into());
-            }
-            if message.continues && message.payload.is_empty() {
-                let reason = "it sent an empty piece of a message".to_owned();
-                return Err(ChannelError::Disconnected { neighbour: from, address, reason });
-            }
-            if collected.len() + message.payload.len() > MAX_PAYLOAD_BYTES {
-                let reason = format!("its message passed the limit of {MAX_PAYLOAD_BYTES} bytes");
-                return Err(ChannelError::Disconnected { neighbour: from, address, reason });
-            }
-            collected.extend_from_slice(&message.payload);
-            if !message.continues {
-                return Ok(collected);
-            }
+        };
+        if !is_at(&message, address) {
+            let received = describe_address(&message);
+            return Err(ChannelError::OutOfStep { neighbour: from, expected: address, received });
         }
+        Ok(message.payload)
     }
 }
 

@@ -25,6 +25,7 @@ use crate::{
     connect::{ConnectError, describe, explain, quiet_endpoint},
     identity::SERVERS,
     reload::ReloadableTls,
+    socket,
     status::RpcError,
     tls::TlsMaterial,
     v1::{Hello, LaneFrame, TaskPolicy, lane_frame::Frame, peer_client::PeerClient},
@@ -169,9 +170,10 @@ impl Outgoing {
 }
 
 /// Lets the tasks that the runtime has ready carry frames from a queue through HTTP/2 and TLS to the
-/// socket. Each of these layers is one task that wakes the next.
+/// socket. Each of these layers is one task that wakes the next; all that are awake run in one turn, after
+/// which the runtime looks at the sockets. What these have made awake runs in the second.
 pub(super) async fn let_tasks_run() {
-    for _ in 0..8 {
+    for _ in 0..2 {
         tokio::task::yield_now().await;
     }
 }
@@ -268,7 +270,7 @@ impl Dialler {
         let refused = |source| LaneError::Refused { peer: self.peer, source };
         let tls = self.tls.current();
         let channel: Channel = quiet_endpoint(self.peer, &self.address, &tls)?
-            .connect()
+            .connect_with_connector(socket::connector())
             .await
             .map_err(|error| explain(self.peer, &self.address, &tls, &error))?;
         let (hello, own) = self.introduction.hello().map_err(refused)?;

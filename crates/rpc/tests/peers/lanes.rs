@@ -13,8 +13,8 @@ use std::{
 
 use crate::common::{PATIENCE, lane, listeners, policy, server_material, three_servers};
 use concilium_mpc::{
-    Address, BitShares, Channel as _, ChannelError, Neighbour, Party, PartyIndex, Protocol, Step, comparison,
-    local,
+    Address, BitShares, Bytes, Channel as _, ChannelError, Neighbour, Party, PartyIndex, Protocol, Step,
+    comparison, local, party::MAXIMUM_RECORD_BYTES,
 };
 use concilium_rpc::{
     certificates::Authority,
@@ -68,21 +68,23 @@ fn a_protocol_gives_the_same_bits_over_lanes_as_in_memory() {
 }
 
 #[test]
-fn long_payloads_and_empty_ones_arrive_whole_in_order() {
-    // Far above the limit of one gRPC message and above the HTTP/2 windows, both ways at once.
+fn long_messages_and_empty_ones_arrive_whole_in_order() {
     let payload = |index: usize, length: usize| -> Vec<u8> {
         (0..length).map(|position| (position * 31 + index * 7) as u8).collect()
     };
-    let lengths = [0, 1, 262_144, 262_145, 40_000_000];
+    // Together far above the HTTP/2 windows, both ways at once.
+    let mut lengths = vec![MAXIMUM_RECORD_BYTES; 150];
+    lengths.extend([0, 1, MAXIMUM_RECORD_BYTES - 1]);
+    let lengths = &lengths;
     let (finished, meeting) = (AtomicUsize::new(0), Barrier::new(3));
     three_servers(|index, lane| {
         let mut channel = LaneChannel::new(lane, 1, PATIENCE);
-        for (sequence, length) in lengths.into_iter().enumerate() {
+        for (sequence, &length) in lengths.iter().enumerate() {
             for to in [Neighbour::Next, Neighbour::Previous] {
-                channel.send(to, address(1, sequence as u32), payload(index, length)).unwrap();
+                channel.send(to, address(1, sequence as u32), payload(index, length).into()).unwrap();
             }
         }
-        for (sequence, length) in lengths.into_iter().enumerate() {
+        for (sequence, &length) in lengths.iter().enumerate() {
             for (from, peer) in [(Neighbour::Previous, (index + 2) % 3), (Neighbour::Next, (index + 1) % 3)] {
                 let received = channel.receive(from, address(1, sequence as u32)).unwrap();
                 assert!(received == payload(peer, length), "{length} bytes from server {peer}");
@@ -126,7 +128,7 @@ fn messages_for_another_place_are_named() {
             0 => {
                 for address in wrong {
                     LaneChannel::new(lane, address.session, PATIENCE)
-                        .send(Neighbour::Next, address, vec![1, 2, 3])
+                        .send(Neighbour::Next, address, vec![1, 2, 3].into())
                         .unwrap();
                 }
                 lane.send(Neighbour::Next, Frame::ProtocolMessage(odd)).unwrap();
@@ -147,7 +149,7 @@ fn messages_for_another_place_are_named() {
                 assert!(failure().to_string().contains("Barrier"));
                 let error = failure();
                 assert!(error.to_string().contains("ran out of memory"), "{error}");
-                let own = channel.send(Neighbour::Next, address(9, 0), Vec::new());
+                let own = channel.send(Neighbour::Next, address(9, 0), Bytes::new());
                 assert!(matches!(own, Err(ChannelError::OutOfStep { .. })));
             }
             _ => {
@@ -189,7 +191,7 @@ fn exchange(lane: &mut Lane, session: u64) -> Result<(), ChannelError> {
     let mut channel = LaneChannel::new(lane, session, PATIENCE);
     for sequence in 0..10 {
         for to in [Neighbour::Next, Neighbour::Previous] {
-            channel.send(to, address(session, sequence), vec![index; 8])?;
+            channel.send(to, address(session, sequence), vec![index; 8].into())?;
         }
         for (from, peer) in [(Neighbour::Next, (index + 1) % 3), (Neighbour::Previous, (index + 2) % 3)] {
             assert_eq!(channel.receive(from, address(session, sequence))?, vec![peer; 8]);

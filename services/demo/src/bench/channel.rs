@@ -4,7 +4,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use concilium_mpc::local::LocalChannel;
-use concilium_mpc::{Address, Channel, ChannelError, Neighbour, Progress, Stage};
+use concilium_mpc::{Address, Bytes, Channel, ChannelError, Neighbour, Progress, Stage};
 
 use super::report::Phases;
 use super::shaping::{Pipe, Shape, sleep_until};
@@ -77,14 +77,14 @@ impl BenchChannel {
 }
 
 impl Channel for BenchChannel {
-    fn send(&mut self, to: Neighbour, address: Address, payload: Vec<u8>) -> Result<(), ChannelError> {
+    fn send(&mut self, to: Neighbour, address: Address, payload: Bytes) -> Result<(), ChannelError> {
         let (pipe, times) = &mut self.to[place(to)];
         // A party that has ended is reported by the link itself.
         let _ = times.send(pipe.arrival(Instant::now(), payload.len()));
         self.links.send(to, address, payload)
     }
 
-    fn receive(&mut self, from: Neighbour, address: Address) -> Result<Vec<u8>, ChannelError> {
+    fn receive(&mut self, from: Neighbour, address: Address) -> Result<Bytes, ChannelError> {
         let begin = Instant::now();
         let payload = self.links.receive(from, address)?;
         if let Ok(arrival) = self.from[place(from)].recv() {

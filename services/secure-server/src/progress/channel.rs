@@ -1,6 +1,6 @@
 //! The protocols' channel, observed: what is waited for, what is sent, which stage it is.
 
-use concilium_mpc::{Address, Channel, ChannelError, Neighbour, PartyIndex, Progress, Stage};
+use concilium_mpc::{Address, Bytes, Channel, ChannelError, Neighbour, PartyIndex, Progress, Stage};
 
 use super::{LaneProgress, Round, Step, Steps};
 use crate::metrics;
@@ -55,7 +55,7 @@ impl<'a, C> ObservedChannel<'a, C> {
 }
 
 impl<C: Channel> Channel for ObservedChannel<'_, C> {
-    fn send(&mut self, to: Neighbour, address: Address, payload: Vec<u8>) -> Result<(), ChannelError> {
+    fn send(&mut self, to: Neighbour, address: Address, payload: Bytes) -> Result<(), ChannelError> {
         let bytes = payload.len();
         self.channel.send(to, address, payload)?;
         let sent = &mut self.sent[usize::from(to == Neighbour::Previous)];
@@ -65,7 +65,7 @@ impl<C: Channel> Channel for ObservedChannel<'_, C> {
         Ok(())
     }
 
-    fn receive(&mut self, from: Neighbour, address: Address) -> Result<Vec<u8>, ChannelError> {
+    fn receive(&mut self, from: Neighbour, address: Address) -> Result<Bytes, ChannelError> {
         let peer = self.peer(from);
         let waiting = self.progress.wait(Step::Compute(self.stage), Some(self.round), Some(peer));
         let payload = self.channel.receive(from, address)?;

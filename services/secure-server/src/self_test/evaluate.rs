@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use concilium_inference::{Ensemble, EnsembleError, PreparedModel, Question, RingElement, probabilities};
 use concilium_mpc::{
-    Address, Channel, ChannelError, MpcError, Neighbour, Party, PartyIndex, Progress, Shares, Traffic,
+    Address, Bytes, Channel, ChannelError, MpcError, Neighbour, Party, PartyIndex, Progress, Shares, Traffic,
 };
 use concilium_network::{InputDomain, Ring};
 use concilium_privacy::Release;
@@ -151,12 +151,12 @@ impl<C> Timed<C> {
 }
 
 impl<C: Channel> Channel for Timed<C> {
-    fn send(&mut self, to: Neighbour, address: Address, payload: Vec<u8>) -> Result<(), ChannelError> {
+    fn send(&mut self, to: Neighbour, address: Address, payload: Bytes) -> Result<(), ChannelError> {
         self.check(to, address)?;
         self.channel.send(to, address, payload)
     }
 
-    fn receive(&mut self, from: Neighbour, address: Address) -> Result<Vec<u8>, ChannelError> {
+    fn receive(&mut self, from: Neighbour, address: Address) -> Result<Bytes, ChannelError> {
         self.check(from, address)?;
         self.channel.receive(from, address)
     }
