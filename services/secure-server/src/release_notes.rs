@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use crate::context::Context;
 
 /// How long a note waits for others.
-const DELAY: Duration = Duration::from_millis(100);
+const DELAY: Duration = Duration::from_millis(20);
 
 /// The notes that are not in the ledger yet.
 #[derive(Default)]
