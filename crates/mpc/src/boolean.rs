@@ -62,7 +62,8 @@ impl Polynomial {
         for product in &products {
             debug_assert!(!product.is_empty(), "a constant is no product of shared bits");
             for chosen in 0..(1u32 << product.len()) - 1 {
-                let (set, rest) = (0..product.len()).partition::<Vec<_>, _>(|&place| chosen >> place & 1 == 1);
+                let (set, rest) =
+                    (0..product.len()).partition::<Vec<_>, _>(|&place| chosen >> place & 1 == 1);
                 let planes = |places: Vec<usize>| places.into_iter().map(|place| product[place]).collect();
                 coefficients.entry(planes(set)).or_default().push(planes(rest));
             }
@@ -113,7 +114,8 @@ pub fn evaluate<C: Channel>(
         }
         Seat::FirstEvaluator => {
             let packed = bits::packed_words(coefficients, count);
-            let masked = bits::unpack(party.receive(Neighbour::Previous, dealt, packed)?, coefficients, count);
+            let masked =
+                bits::unpack(party.receive(Neighbour::Previous, dealt, packed)?, coefficients, count);
             let own = party.prss.own.words(exchange, 0, results * words);
             let mut mine = own.clone();
             add_values(&mut mine, &masked, x.next(), words, polynomials, true);

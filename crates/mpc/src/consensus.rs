@@ -117,12 +117,8 @@ impl<E: Element> Counts<E> {
         }
         let mut losers = votes::one_hot_argmax(party, dealer, &self.shares, window_of(self.largest))?;
         losers.flip_planes(party.index(), 0..classes);
-        let selected = selection::select_unless(
-            party,
-            dealer,
-            &as_one_plane(&losers),
-            &transposed(&self.shares),
-        )?;
+        let selected =
+            selection::select_unless(party, dealer, &as_one_plane(&losers), &transposed(&self.shares))?;
         let mut sums = AdditiveShare::zeros(rows, 1);
         for class in selected.own().rows() {
             sums.terms_mut().column_mut(0).zip_mut_with(&class, |sum, &count| *sum += count);

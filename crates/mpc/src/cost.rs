@@ -143,9 +143,8 @@ pub fn probabilities(rows: usize, classes: usize, window: u32, score_bits: u32) 
 /// The longest chain of messages of [`probabilities`], which overlap: a table goes out in the round in
 /// which the evaluators exchange the result before, because its dealer received nothing there.
 fn probability_rounds(classes: usize, window: u32, score_bits: u32) -> u32 {
-    let joined = |levels: usize| {
-        [&boolean::COEFFICIENT_MESSAGES[..], &boolean::EXCHANGE_MESSAGES].repeat(levels)
-    };
+    let joined =
+        |levels: usize| [&boolean::COEFFICIENT_MESSAGES[..], &boolean::EXCHANGE_MESSAGES].repeat(levels);
     let looked_up = [&lookup::TABLE_MESSAGES[..], &lookup::EXCHANGE_MESSAGES];
     let selected = [&selection::TABLE_MESSAGES[..], &selection::EXCHANGE_MESSAGES];
     let compared = |window: u32| {

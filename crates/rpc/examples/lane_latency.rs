@@ -39,7 +39,11 @@ fn play(lane: &mut Lane, session: u64, rounds: u32, bytes: usize) -> Result<Dura
     let mut channel = LaneChannel::new(lane, session, PATIENCE);
     let begin = Instant::now();
     for round in 0..rounds {
-        let address = Address { session, step: Step { sequence: round, protocol: Protocol::PolynomialExchange }, record: 0 };
+        let address = Address {
+            session,
+            step: Step { sequence: round, protocol: Protocol::PolynomialExchange },
+            record: 0,
+        };
         match party {
             0 => {
                 channel.send(Neighbour::Next, address, vec![1; bytes])?;

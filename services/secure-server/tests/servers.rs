@@ -429,8 +429,7 @@ async fn a_client_with_many_requests_delays_another_one_by_no_more_than_its_turn
     let (finished, mut first) = tokio::sync::mpsc::unbounded_channel();
     let mut running = JoinSet::new();
     for _ in 0..MANY {
-        let (greedy, asked, finished) =
-            (Arc::clone(&greedy), query(&task, &rows(8)), finished.clone());
+        let (greedy, asked, finished) = (Arc::clone(&greedy), query(&task, &rows(8)), finished.clone());
         running.spawn(async move {
             all(asked.send(&greedy).await);
             finished.send(()).expect("the test counts");
