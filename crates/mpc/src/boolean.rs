@@ -149,74 +149,67 @@ pub(crate) fn exchange_words<C: Channel>(
     Ok(bits::unpack(theirs, planes, count))
 }
 
-/// Exclusive-ors the coefficients of all polynomials into `message`, a plane each, for the dealer's c.
-fn add_coefficients(message: &mut [u64], c: &[u64], words: usize, polynomials: &[Polynomial]) {
-    for start in (0..words).step_by(PIECE) {
-        let piece = start..words.min(start + PIECE);
-        let mut sums = message.chunks_exact_mut(words);
-        for products in polynomials.iter().flat_map(|polynomial| polynomial.coefficients.values()) {
-            let sum = sums.next().expect("the message has a plane for each coefficient");
-            for product in products {
-                add_product(&mut sum[piece.clone()], None, product, c, words, start);
-            }
-        }
-    }
-}
-
-/// Exclusive-ors one evaluator's terms of all polynomials into `found`: the coefficients in `table`, masked
-/// ones or masks, times the products of d, and with `whole` the products of whole sets.
-fn add_values(
-    found: &mut [u64],
-    table: &[u64],
-    d: &[u64],
-    words: usize,
-    polynomials: &[Polynomial],
-    whole: bool,
-) {
-    for start in (0..words).step_by(PIECE) {
-        let piece = start..words.min(start + PIECE);
-        let mut coefficients = table.chunks_exact(words);
-        for (value, polynomial) in found.chunks_exact_mut(words).zip(polynomials) {
-            let value = &mut value[piece.clone()];
-            for set in polynomial.coefficients.keys() {
-                let coefficient = coefficients.next().expect("the table has a plane for each coefficient");
-                add_product(value, Some(&coefficient[piece.clone()]), set, d, words, start);
-            }
-            for product in polynomial.products.iter().filter(|_| whole) {
-                add_product(value, None, product, d, words, start);
-            }
-        }
-    }
-}
-
-/// Exclusive-ors `factor` (or one) times the product of some planes into `sum`, for the words from `start`.
-fn add_product(
-    sum: &mut [u64],
-    factor: Option<&[u64]>,
-    planes: &[usize],
-    all: &[u64],
-    words: usize,
-    start: usize,
-) {
-    let mut product = [u64::MAX; PIECE];
-    let product = &mut product[..sum.len()];
-    if let Some(factor) = factor {
-        product.copy_from_slice(factor);
-    }
-    for plane in planes {
-        and_into(product, &all[plane * words + start..][..sum.len()]);
-    }
-    xor_into(sum, product);
-}
-
 vectorised! {
-    fn and_into(product: &mut [u64], factor: &[u64]) {
+    /// Exclusive-ors the coefficients of all polynomials into `message`, a plane each, for the dealer's c.
+    fn add_coefficients(message: &mut [u64], c: &[u64], words: usize, polynomials: &[Polynomial]) {
+        let mut scratch = [0; PIECE];
+        for start in (0..words).step_by(PIECE) {
+            let piece = start..words.min(start + PIECE);
+            let mut sums = message.chunks_exact_mut(words);
+            for products in polynomials.iter().flat_map(|polynomial| polynomial.coefficients.values()) {
+                let sum = sums.next().expect("the message has a plane for each coefficient");
+                for product in products {
+                    let factors = product.iter().map(|plane| &c[plane * words..][piece.clone()]);
+                    add_product(&mut sum[piece.clone()], factors, &mut scratch);
+                }
+            }
+        }
+    }
+
+    /// Exclusive-ors one evaluator's terms of all polynomials into `found`: the coefficients in `table`, masked
+    /// ones or masks, times the products of d, and with `whole` the products of whole sets.
+    fn add_values(
+        found: &mut [u64],
+        table: &[u64],
+        d: &[u64],
+        words: usize,
+        polynomials: &[Polynomial],
+        whole: bool,
+    ) {
+        let mut scratch = [0; PIECE];
+        for start in (0..words).step_by(PIECE) {
+            let piece = start..words.min(start + PIECE);
+            let plane = |plane: &usize| &d[plane * words..][piece.clone()];
+            let mut coefficients = table.chunks_exact(words);
+            for (value, polynomial) in found.chunks_exact_mut(words).zip(polynomials) {
+                let value = &mut value[piece.clone()];
+                for set in polynomial.coefficients.keys() {
+                    let coefficient =
+                        coefficients.next().expect("the table has a plane for each coefficient");
+                    let factors = std::iter::once(&coefficient[piece.clone()]).chain(set.iter().map(plane));
+                    add_product(value, factors, &mut scratch);
+                }
+                for product in polynomial.products.iter().filter(|_| whole) {
+                    add_product(value, product.iter().map(plane), &mut scratch);
+                }
+            }
+        }
+    }
+}
+
+/// Exclusive-ors the product of at least one factor into `sum`.
+#[inline(always)]
+fn add_product<'a>(
+    sum: &mut [u64],
+    mut factors: impl Iterator<Item = &'a [u64]>,
+    scratch: &mut [u64; PIECE],
+) {
+    let product = &mut scratch[..sum.len()];
+    product.copy_from_slice(factors.next().expect("a product has a factor"));
+    for factor in factors {
         product.iter_mut().zip(factor).for_each(|(product, factor)| *product &= factor);
     }
-
-    fn xor_into(sum: &mut [u64], summand: &[u64]) {
-        sum.iter_mut().zip(summand).for_each(|(sum, summand)| *sum ^= summand);
-    }
+    sum.iter_mut().zip(product).for_each(|(sum, product)| *sum ^= *product);
 }
 
 #[cfg(test)]

@@ -38,6 +38,8 @@
 //! and Rindal, CCS 2018, section 5.3). Two servers that know the index of a masked table need no
 //! oblivious transfer, which makes one-time truth tables (Ishai et al., TCC 2013) cheap here.
 
+use std::sync::LazyLock;
+
 use concilium_ring::Element;
 
 use crate::bits::{self, LANES, Lanes, load, slice, xor_into};
@@ -302,11 +304,16 @@ fn join_blocks<C: Channel>(
     mut leaves: BitShares,
     blocks: usize,
 ) -> Result<BitShares, MpcError> {
-    for polynomials in joins(blocks) {
-        leaves = boolean::evaluate(party, dealer, &leaves, &polynomials)?;
+    for polynomials in JOINS[blocks].iter() {
+        leaves = boolean::evaluate(party, dealer, &leaves, polynomials)?;
     }
     Ok(leaves)
 }
+
+/// For each number of blocks that a window can have, what [`joins`] gives: made once, for it takes longer than a
+/// small batch.
+static JOINS: LazyLock<Vec<Vec<Vec<Polynomial>>>> =
+    LazyLock::new(|| (0..=(*WINDOW_BITS.end() as usize - 1).div_ceil(BLOCK)).map(joins).collect());
 
 /// The polynomials that join `blocks` blocks, level by level. Planes are the generates of all blocks, lowest
 /// first, then the propagates of all but the lowest, before and after each level.

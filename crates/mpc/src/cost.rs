@@ -66,10 +66,9 @@ pub fn widen(count: usize, element_bytes: usize) -> Cost {
 /// [One-hot argmax](crate::votes::one_hot_argmax) of `rows` rows.
 pub fn one_hot_argmax(rows: usize, classes: usize, window: u32) -> Cost {
     let compared = sign(rows * votes::comparisons(classes), window);
-    votes::tree(classes).iter().fold(compared, |cost, groups| {
-        let ands: Vec<_> = groups.iter().cloned().map(Polynomial::product).collect();
-        cost.add(1, polynomials(&ands, rows).bytes)
-    })
+    votes::tree(classes)
+        .iter()
+        .fold(compared, |cost, level| cost.add(1, polynomials(&level.ands, rows).bytes))
 }
 
 /// [Sum of bits](crate::conversion::sum_bits) of `planes` planes of `bits` bits.

@@ -1,5 +1,8 @@
 //! From numbers to one-hot votes.
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
 use concilium_ring::Element;
 
 use crate::boolean::{self, Polynomial};
@@ -49,11 +52,10 @@ pub fn one_hot_argmax<E: Element, C: Channel>(
     let less = comparison::sign(party, dealer, &scores.column_differences(&pairs), window)?;
     let mut planes = less.into_planes(pairs.len(), rows).twice();
     planes.flip_planes(party.index(), pairs.len()..2 * pairs.len());
-    for groups in tree(classes) {
-        let polynomials: Vec<_> = groups.iter().cloned().map(Polynomial::product).collect();
-        let products = boolean::evaluate(party, dealer, &planes, &polynomials)?;
-        for (product, group) in groups.iter().enumerate() {
-            planes.replace_plane(group[0], &products, product);
+    for level in tree(classes).iter() {
+        let products = boolean::evaluate(party, dealer, &planes, &level.ands)?;
+        for (product, &place) in level.places.iter().enumerate() {
+            planes.replace_plane(place, &products, product);
         }
     }
     Ok(planes.select(wins(classes).into_iter().map(|planes| planes[0])))
@@ -72,16 +74,30 @@ fn wins(classes: usize) -> Vec<Vec<usize>> {
         .collect()
 }
 
-/// The planes that are joined by an AND in each level, for all classes; a group's AND takes the place of its
-/// first plane. As few levels as groups of four allow, and the smallest groups that take no more.
-pub(crate) fn tree(classes: usize) -> Vec<Vec<Vec<usize>>> {
+/// One level of the tree of ANDs, for all classes.
+pub(crate) struct Level {
+    pub(crate) ands: Vec<Polynomial>,
+    /// The plane whose place each AND takes.
+    places: Vec<usize>,
+}
+
+/// The tree for this number of classes: made once, for it takes longer than a few rows.
+pub(crate) fn tree(classes: usize) -> Arc<[Level]> {
+    static TREES: Mutex<BTreeMap<usize, Arc<[Level]>>> = Mutex::new(BTreeMap::new());
+    let mut trees = TREES.lock().unwrap_or_else(PoisonError::into_inner);
+    Arc::clone(trees.entry(classes).or_insert_with(|| grow(classes).into()))
+}
+
+/// As few levels as groups of four allow, and the smallest groups that take no more.
+fn grow(classes: usize) -> Vec<Level> {
     let depth = |size: usize| (0..).find(|&level| size.pow(level) >= classes - 1).expect("sizes grow");
     let size = (2..=MOST_JOINED).find(|&size| depth(size) == depth(MOST_JOINED)).unwrap_or(MOST_JOINED);
     let mut wins = wins(classes);
     let mut levels = Vec::new();
     while wins[0].len() > 1 {
-        let groups = wins.iter().flat_map(|planes| planes.chunks(size));
-        levels.push(groups.filter(|group| group.len() > 1).map(<[usize]>::to_vec).collect());
+        let groups = wins.iter().flat_map(|planes| planes.chunks(size)).filter(|group| group.len() > 1);
+        let (places, ands) = groups.map(|group| (group[0], Polynomial::product(group.to_vec()))).unzip();
+        levels.push(Level { ands, places });
         wins.iter_mut().for_each(|planes| *planes = planes.iter().copied().step_by(size).collect());
     }
     levels
