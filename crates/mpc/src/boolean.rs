@@ -32,14 +32,11 @@
 
 use std::collections::BTreeMap;
 
-use crate::bits;
-use crate::channel::{Channel, Neighbour, Protocol, Step};
-use crate::party::{MpcError, Party, PartyIndex, Seat};
+use crate::channel::{Channel, Protocol};
+use crate::dealt::{self, Planes};
+use crate::party::{MpcError, Party, PartyIndex};
 use crate::shares::{BitShares, wipe_slice, words_of};
 use crate::vectorised::vectorised;
-
-pub(crate) const COEFFICIENT_MESSAGES: [(usize, usize); 1] = [(0, 1)];
-pub(crate) const EXCHANGE_MESSAGES: [(usize, usize); 2] = [(1, 2), (2, 1)];
 
 /// Words of a plane that are computed with at a time, so that they stay near the processor.
 const PIECE: usize = 128;
@@ -96,57 +93,21 @@ pub fn evaluate<C: Channel>(
     x: &BitShares,
     polynomials: &[Polynomial],
 ) -> Result<BitShares, MpcError> {
-    let (count, words, results) = (x.bits(), words_of(x.bits()), polynomials.len());
-    let dealt = party.begin(Protocol::PolynomialCoefficients, dealer, &COEFFICIENT_MESSAGES);
-    let exchange = party.begin(Protocol::PolynomialExchange, dealer, &EXCHANGE_MESSAGES);
-    let coefficients = polynomials.iter().map(Polynomial::dealt_bits).sum();
-    match party.seat(dealer) {
-        Seat::Dealer => {
-            let mut message = party.prss.own.words(dealt, 0, coefficients * words);
-            let mut known = x.own().to_vec();
-            known.iter_mut().zip(x.next()).for_each(|(own, next)| *own ^= next);
-            add_coefficients(&mut message, &known, words, polynomials);
-            wipe_slice(&mut known);
-            party.send(Neighbour::Next, dealt, bits::pack(message, coefficients, count))?;
-            let own = party.prss.own.words(exchange, 0, results * words);
-            let next = party.prss.next.words(exchange, 0, results * words);
-            Ok(BitShares::new(results, count, own, next))
-        }
-        Seat::FirstEvaluator => {
-            let packed = bits::packed_words(coefficients, count);
-            let masked =
-                bits::unpack(party.receive(Neighbour::Previous, dealt, packed)?, coefficients, count);
-            let own = party.prss.own.words(exchange, 0, results * words);
-            let mut mine = own.clone();
-            add_values(&mut mine, &masked, x.next(), words, polynomials, true);
-            let next = exchange_words(party, Neighbour::Next, exchange, mine, results, count)?;
-            Ok(BitShares::new(results, count, own, next))
-        }
-        Seat::SecondEvaluator => {
-            let masks = party.prss.next.words(dealt, 0, coefficients * words);
-            let next = party.prss.next.words(exchange, 0, results * words);
-            let mut mine = next.clone();
-            add_values(&mut mine, &masks, x.own(), words, polynomials, false);
-            let own = exchange_words(party, Neighbour::Previous, exchange, mine, results, count)?;
-            Ok(BitShares::new(results, count, own, next))
-        }
-    }
-}
-
-/// Sends `mine` to the other evaluator and returns the exclusive or of both messages, which is
-/// component h + 2 of the result.
-pub(crate) fn exchange_words<C: Channel>(
-    party: &mut Party<C>,
-    other: Neighbour,
-    step: Step,
-    mine: Vec<u64>,
-    planes: usize,
-    count: usize,
-) -> Result<Vec<u64>, MpcError> {
-    let mine = party.send_and_keep(other, step, bits::pack(mine, planes, count).into_owned())?;
-    let mut theirs = party.receive(other, step, mine.len())?;
-    theirs.iter_mut().zip(&*mine).for_each(|(their, word)| *their ^= word);
-    Ok(bits::unpack(theirs, planes, count))
+    let words = words_of(x.bits());
+    let dealt = polynomials.iter().map(Polynomial::dealt_bits).sum();
+    dealt::bits(
+        party,
+        dealer,
+        [Protocol::PolynomialCoefficients, Protocol::PolynomialExchange],
+        &Planes { dealt, results: polynomials.len(), bits: x.bits() },
+        [x.own(), x.next()],
+        |message, [own, next]| {
+            let mut c: Vec<_> = own.iter().zip(next).map(|(own, next)| own ^ next).collect();
+            add_coefficients(message, &c, words, polynomials);
+            wipe_slice(&mut c);
+        },
+        |found, coefficients, d, first| add_values(found, coefficients, d, words, polynomials, first),
+    )
 }
 
 vectorised! {

@@ -42,10 +42,11 @@ use std::sync::LazyLock;
 
 use concilium_ring::Element;
 
-use crate::bits::{self, LANES, Lanes, load, slice, xor_into};
-use crate::boolean::{self, Polynomial, exchange_words};
-use crate::channel::{Channel, Neighbour, Protocol};
-use crate::party::{MpcError, Party, PartyIndex, Seat};
+use crate::bits::{LANES, Lanes, load, slice, xor_into};
+use crate::boolean::{self, Polynomial};
+use crate::channel::{Channel, Protocol};
+use crate::dealt::{self, Planes};
+use crate::party::{MpcError, Party, PartyIndex};
 use crate::shares::{BitShares, Shares, words_of};
 use crate::vectorised::vectorised;
 
@@ -55,8 +56,6 @@ const BLOCK: usize = 4;
 const MOST_JOINED: usize = 6;
 /// Most blocks of a group, where there are more: few coefficients, and groups that are joined at once.
 const GROUP: usize = 4;
-pub(crate) const TABLE_MESSAGES: [(usize, usize); 1] = [(0, 1)];
-pub(crate) const EXCHANGE_MESSAGES: [(usize, usize); 2] = [(1, 2), (2, 1)];
 
 /// The narrowest and the widest window that [`sign`] takes.
 pub const WINDOW_BITS: std::ops::RangeInclusive<u32> = 2..=64;
@@ -127,41 +126,18 @@ fn block_carries<E: Element, C: Channel>(
     window: u32,
     layout: &Layout,
 ) -> Result<BitShares, MpcError> {
-    let (count, words) = (x.len(), words_of(x.len()));
     let window = window as usize;
-    let seat = party.seat(dealer);
-    let tables = party.begin(Protocol::ComparisonTables, dealer, &TABLE_MESSAGES);
-    let table_planes = layout.all_table_planes();
-    let exchange = party.begin(Protocol::ComparisonExchange, dealer, &EXCHANGE_MESSAGES);
-    let looked_up = layout.exchange_planes();
-    match seat {
-        Seat::Dealer => {
-            let mut message = party.prss.own.words(tables, 0, table_planes * words);
-            add_tables(&mut message, [x.own_slice(), x.next_slice()], window, layout);
-            party.send(Neighbour::Next, tables, bits::pack(message, table_planes, count))?;
-            let own = party.prss.own.words(exchange, 0, looked_up * words);
-            let next = party.prss.next.words(exchange, 0, looked_up * words);
-            Ok(BitShares::new(looked_up, count, own, next))
-        }
-        Seat::FirstEvaluator => {
-            let packed = bits::packed_words(table_planes, count);
-            let masked =
-                bits::unpack(party.receive(Neighbour::Previous, tables, packed)?, table_planes, count);
-            let own = party.prss.own.words(exchange, 0, looked_up * words);
-            let mut mine = own.clone();
-            add_looked_up(&mut mine, &masked, x.next_slice(), window, layout, u64::MAX);
-            let next = exchange_words(party, Neighbour::Next, exchange, mine, looked_up, count)?;
-            Ok(BitShares::new(looked_up, count, own, next))
-        }
-        Seat::SecondEvaluator => {
-            let masks = party.prss.next.words(tables, 0, table_planes * words);
-            let next = party.prss.next.words(exchange, 0, looked_up * words);
-            let mut mine = next.clone();
-            add_looked_up(&mut mine, &masks, x.own_slice(), window, layout, 0);
-            let own = exchange_words(party, Neighbour::Previous, exchange, mine, looked_up, count)?;
-            Ok(BitShares::new(looked_up, count, own, next))
-        }
-    }
+    dealt::bits(
+        party,
+        dealer,
+        [Protocol::ComparisonTables, Protocol::ComparisonExchange],
+        &Planes { dealt: layout.all_table_planes(), results: layout.exchange_planes(), bits: x.len() },
+        [x.own_slice(), x.next_slice()],
+        |message, x| add_tables(message, x, window, layout),
+        |found, tables, v, first| {
+            add_looked_up(found, tables, v, window, layout, if first { u64::MAX } else { 0 });
+        },
+    )
 }
 
 #[inline(always)]

@@ -4,11 +4,10 @@ use concilium_ring::Element;
 use ndarray::Array2;
 
 use crate::channel::{Channel, Neighbour, Protocol};
+use crate::dealt::DEALER_MESSAGES;
 use crate::party::{MpcError, Party, PartyIndex, Seat};
 use crate::release::Aggregate;
 use crate::shares::{AdditiveShare, BitShares};
-
-pub(crate) const MESSAGES: [(usize, usize); 1] = [(0, 1)];
 
 /// Adds up bits over groups: plane c of `bits` holds bits for `groups` consecutive runs of `rows`
 /// values, and element (r, c) of the result is the sum of bit r over all groups. With one-hot
@@ -41,7 +40,7 @@ pub fn sum_bits<E: Element, C: Channel>(
 ) -> Result<Aggregate<E>, MpcError> {
     let (planes, count) = (bits.planes(), bits.bits());
     assert_eq!(count, groups * rows, "the planes hold another number of bits");
-    let step = party.begin(Protocol::BitConversion, dealer, &MESSAGES);
+    let step = party.begin(Protocol::BitConversion, dealer, &DEALER_MESSAGES);
     let bit = |words: &[u64], plane: usize, i: usize| words[bits.range(plane)][i / 64] >> (i % 64) & 1;
     let mut sums = Array2::from_elem((rows, planes), E::ZERO);
     match party.seat(dealer) {

@@ -5,11 +5,12 @@
 //! for the usual sizes.
 
 use crate::bits::packed_words;
-use crate::boolean::{self, Polynomial};
+use crate::boolean::Polynomial;
 use crate::comparison::{self, Layout};
 use crate::consensus;
+use crate::dealt::{DEALER_MESSAGES, EXCHANGE_MESSAGES};
 use crate::votes;
-use crate::{lookup, probability, product, selection, truncation};
+use crate::{probability, product, selection};
 
 /// Rounds and payload bytes sent, by distance from the dealer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,6 +28,18 @@ impl Cost {
     }
 }
 
+/// A [look-up of bits](crate::dealt::bits): `dealt` planes for tables and `results` planes, of `count` bits.
+fn dealt_bits(dealt: usize, results: usize, count: usize) -> Cost {
+    let [dealt, exchanged] = [dealt, results].map(|planes| 8 * packed_words(planes, count) as u64);
+    Cost { rounds: 2, bytes: [dealt, exchanged, exchanged] }
+}
+
+/// A [look-up of `count` elements](crate::dealt::elements): `dealt` for the tables of each.
+fn dealt_elements(dealt: usize, count: usize, element_bytes: usize) -> Cost {
+    let exchanged = (count * element_bytes) as u64;
+    Cost { rounds: 2, bytes: [dealt as u64 * exchanged, exchanged, exchanged] }
+}
+
 /// [Rescaling](crate::linear::rescale) of `count` elements.
 pub fn rescale(count: usize, element_bytes: usize) -> Cost {
     let bytes = (count * element_bytes) as u64;
@@ -35,17 +48,13 @@ pub fn rescale(count: usize, element_bytes: usize) -> Cost {
 
 /// [Polynomials](crate::boolean::evaluate) of bits, for `count` values.
 pub fn polynomials(polynomials: &[Polynomial], count: usize) -> Cost {
-    let dealt = polynomials.iter().map(Polynomial::dealt_bits).sum();
-    let [dealt, exchange] = [dealt, polynomials.len()].map(|planes| 8 * packed_words(planes, count) as u64);
-    Cost { rounds: 2, bytes: [dealt, exchange, exchange] }
+    dealt_bits(polynomials.iter().map(Polynomial::dealt_bits).sum(), polynomials.len(), count)
 }
 
 /// The [sign](crate::comparison::sign) of `count` numbers in a window of `window` bits.
 pub fn sign(count: usize, window: u32) -> Cost {
     let layout = Layout::new(window);
-    let packed = |planes: usize| 8 * packed_words(planes, count) as u64;
-    let exchange = packed(layout.exchange_planes());
-    let leaves = Cost { rounds: 2, bytes: [packed(layout.all_table_planes()), exchange, exchange] };
+    let leaves = dealt_bits(layout.all_table_planes(), layout.exchange_planes(), count);
     // What the same server deals afterwards leaves in its first round.
     let levels = comparison::joins(layout.blocks());
     levels.iter().fold(leaves, |cost, joins| cost.add(1, polynomials(joins, count).bytes))
@@ -53,14 +62,12 @@ pub fn sign(count: usize, window: u32) -> Cost {
 
 /// [Selection](crate::selection::select_unless) of `count` elements.
 pub fn select(count: usize, element_bytes: usize) -> Cost {
-    let bytes = (count * element_bytes) as u64;
-    Cost { rounds: 2, bytes: [selection::ELEMENTS as u64 * bytes, bytes, bytes] }
+    dealt_elements(selection::ELEMENTS, count, element_bytes)
 }
 
 /// [Selection that widens](crate::selection::widen_unless) of `count` elements.
 pub fn widen(count: usize, element_bytes: usize) -> Cost {
-    let bytes = (count * element_bytes) as u64;
-    Cost { rounds: 2, bytes: [selection::WIDENING_ELEMENTS as u64 * bytes, bytes, bytes] }
+    dealt_elements(selection::WIDENING_ELEMENTS, count, element_bytes)
 }
 
 /// [One-hot argmax](crate::votes::one_hot_argmax) of `rows` rows.
@@ -106,8 +113,7 @@ pub fn zero_test(rows: usize, element_bytes: usize) -> Cost {
 /// A look-up of `count` values in tables of `table` elements of Z_2^64 each, the entries' terms
 /// included; see [`crate::probability`].
 pub fn look_up(count: usize, table: usize) -> Cost {
-    let exchange = (count * 8) as u64;
-    Cost { rounds: 2, bytes: [(count * table * 8) as u64, exchange, exchange] }
+    dealt_elements(table, count, 8)
 }
 
 /// [Products](crate::product::multiply_rows): `count` of them.
@@ -148,15 +154,10 @@ pub fn probabilities(rows: usize, classes: usize, window: u32, score_bits: u32) 
 /// The longest chain of messages of [`probabilities`], which overlap: a table goes out in the round in
 /// which the evaluators exchange the result before, because its dealer received nothing there.
 fn probability_rounds(classes: usize, window: u32, score_bits: u32) -> u32 {
-    let joined =
-        |levels: usize| [&boolean::COEFFICIENT_MESSAGES[..], &boolean::EXCHANGE_MESSAGES].repeat(levels);
-    let looked_up = [&lookup::TABLE_MESSAGES[..], &lookup::EXCHANGE_MESSAGES];
-    let selected = [&selection::TABLE_MESSAGES[..], &selection::EXCHANGE_MESSAGES];
-    let compared = |window: u32| {
-        let leaves = [&comparison::TABLE_MESSAGES[..], &comparison::EXCHANGE_MESSAGES];
-        [&leaves[..], &joined(comparison::joins(Layout::new(window).blocks()).len())].concat()
-    };
-    let argmax = [compared(window), joined(votes::tree(classes).len())].concat();
+    let dealt = |times: usize| [&DEALER_MESSAGES[..], &EXCHANGE_MESSAGES].repeat(times);
+    let compared = |window: u32| dealt(1 + comparison::joins(Layout::new(window).blocks()).len());
+    let (selected, looked_up) = (dealt(1), dealt(1));
+    let argmax = [compared(window), dealt(votes::tree(classes).len())].concat();
     let rest = [
         &selected[..],
         &looked_up,
@@ -165,7 +166,7 @@ fn probability_rounds(classes: usize, window: u32, score_bits: u32) -> u32 {
         &looked_up,
         &[&product::MESSAGES[..]],
         &looked_up,
-        &[&product::MESSAGES[..], &truncation::MESSAGES],
+        &[&product::MESSAGES[..], &DEALER_MESSAGES],
     ]
     .concat();
     let steps = argmax.into_iter().map(|messages| (0, messages)).chain(rest.into_iter().map(|m| (1, m)));

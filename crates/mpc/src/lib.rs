@@ -13,7 +13,8 @@
 //! ("evaluators") both know v = x_{h+2}. A function of u and of a few bits of v is therefore a
 //! table which the dealer can compute and send to one evaluator under masks that the other
 //! evaluator knows; both look up the entry at v without a message. Comparison, selection and the
-//! conversion of bits are built from that. See [`comparison`].
+//! conversion of bits are built from that, the first two of the messages in module `dealt`. See
+//! [`comparison`].
 
 mod bits;
 pub mod boolean;
@@ -22,6 +23,7 @@ pub mod comparison;
 pub mod consensus;
 pub mod conversion;
 pub mod cost;
+mod dealt;
 pub mod input;
 pub mod linear;
 #[cfg(feature = "local-world")]

@@ -31,13 +31,10 @@
 
 use concilium_ring::{Element, Z64};
 
-use crate::channel::{Channel, Neighbour, Protocol};
-use crate::party::{MpcError, Party, PartyIndex, Seat};
-use crate::selection::exchange_terms;
+use crate::channel::{Channel, Protocol};
+use crate::dealt;
+use crate::party::{MpcError, Party, PartyIndex};
 use crate::shares::Shares;
-
-pub(crate) const TABLE_MESSAGES: [(usize, usize); 1] = [(0, 1)];
-pub(crate) const EXCHANGE_MESSAGES: [(usize, usize); 2] = [(1, 2), (2, 1)];
 
 /// A function in the form that [`look_up`] takes, with `TERMS` terms.
 pub(crate) trait Tabulated<const TERMS: usize> {
@@ -64,50 +61,30 @@ pub(crate) fn look_up<const TERMS: usize, F: Tabulated<TERMS>, C: Channel>(
     x: &Shares<Z64>,
     function: &F,
 ) -> Result<Shares<Z64>, MpcError> {
-    let tables = party.begin(Protocol::LookUpTables, dealer, &TABLE_MESSAGES);
-    let exchange = party.begin(Protocol::LookUpExchange, dealer, &EXCHANGE_MESSAGES);
-    let (count, size) = (x.len(), 1 << function.index_bits());
-    let elements = count * size * TERMS;
-    let terms = |table: &[Z64], v: &[Z64]| -> Vec<Z64> {
-        let (low_bits, index) = (function.low_bits(), size as u64 - 1);
-        v.iter()
-            .enumerate()
-            .map(|(i, v)| {
-                let place = (i * size + (v.0 >> low_bits & index) as usize) * TERMS;
-                let weights = function.weights(v.0 & ((1 << low_bits) - 1));
-                table[place..place + TERMS].iter().zip(weights).map(|(&entry, weight)| entry * weight).sum()
-            })
-            .collect()
-    };
-    let (own, next) = match party.seat(dealer) {
-        Seat::Dealer => {
-            let mut message = party.prss.own.elements::<Z64>(tables, 0, elements);
+    let (size, low_bits) = (1 << function.index_bits(), function.low_bits());
+    dealt::elements(
+        party,
+        dealer,
+        [Protocol::LookUpTables, Protocol::LookUpExchange],
+        size * TERMS,
+        x,
+        |message, [own, next]| {
             let mut entries = vec![[Z64::ZERO; TERMS]; size];
-            let sums = x.own_slice().iter().zip(x.next_slice()).map(|(&a, &b)| (a + b).0);
-            for (masked, u) in message.chunks_exact_mut(size * TERMS).zip(sums) {
-                function.entries(u, &mut entries);
+            for ((masked, &own), &next) in message.chunks_exact_mut(size * TERMS).zip(own).zip(next) {
+                function.entries((own + next).0, &mut entries);
                 masked
                     .iter_mut()
                     .zip(entries.as_flattened())
                     .for_each(|(mask, &entry)| *mask = entry - *mask);
             }
-            party.send(Neighbour::Next, tables, message)?;
-            (party.prss.own.elements(exchange, 0, count), party.prss.next.elements(exchange, 0, count))
-        }
-        Seat::FirstEvaluator => {
-            let masked = party.receive::<Z64>(Neighbour::Previous, tables, elements)?;
-            let own = party.prss.own.elements::<Z64>(exchange, 0, count);
-            let mine = terms(&masked, x.next_slice());
-            let next = exchange_terms(party, Neighbour::Next, exchange, mine, &own)?;
-            (own, next)
-        }
-        Seat::SecondEvaluator => {
-            let masks = party.prss.next.elements::<Z64>(tables, 0, elements);
-            let next = party.prss.next.elements::<Z64>(exchange, 0, count);
-            let mine = terms(&masks, x.own_slice());
-            let own = exchange_terms(party, Neighbour::Previous, exchange, mine, &next)?;
-            (own, next)
-        }
-    };
-    Ok(Shares::from_vectors(x.dim(), own, next))
+        },
+        |terms, tables, v, _| {
+            let tables = tables.as_chunks::<TERMS>().0.chunks_exact(size);
+            for ((term, table), v) in terms.iter_mut().zip(tables).zip(v) {
+                let entry = table[(v.0 >> low_bits) as usize & (size - 1)];
+                let weights = function.weights(v.0 & ((1 << low_bits) - 1));
+                *term = entry.into_iter().zip(weights).map(|(entry, weight)| entry * weight).sum();
+            }
+        },
+    )
 }

@@ -2,13 +2,11 @@
 
 use concilium_ring::Element;
 
-use crate::channel::{Channel, Neighbour, Protocol};
-use crate::party::{MpcError, Party, PartyIndex, Seat};
+use crate::channel::{Channel, Protocol};
+use crate::dealt;
+use crate::party::{MpcError, Party, PartyIndex};
 use crate::shares::{BitShares, Shares};
 use crate::vectorised::vectorised;
-
-pub(crate) const TABLE_MESSAGES: [(usize, usize); 1] = [(0, 1)];
-pub(crate) const EXCHANGE_MESSAGES: [(usize, usize); 2] = [(1, 2), (2, 1)];
 
 /// Arithmetic shares of b x where b is not set, that is `(1 - b) x`, for every element of `x` and
 /// its bit in the one plane of `bits`: with the [sign](crate::comparison::sign) as bit this is
@@ -109,8 +107,8 @@ pub(crate) const ELEMENTS: usize = 3;
 /// Elements that the dealer of [`widen_unless`] sends for each value.
 pub(crate) const WIDENING_ELEMENTS: usize = 4;
 
-/// The messages of both selections: `fill` puts the dealer's tables over masks, `look_up` gives an
-/// evaluator's terms of its table, its v and its bits, and whether it is the first.
+/// Both selections: `fill` puts the dealer's tables over masks, `look_up` gives an evaluator's terms of its
+/// table, its v and its bits, and whether it is the first.
 fn select<E: Element, C: Channel>(
     party: &mut Party<C>,
     dealer: PartyIndex,
@@ -121,34 +119,17 @@ fn select<E: Element, C: Channel>(
     look_up: impl Fn(&mut [E], &[E], &[E], &[u64], bool),
 ) -> Result<Shares<E>, MpcError> {
     assert_eq!((bits.planes(), bits.bits()), (1, x.len()), "one bit is needed for each element");
-    let tables = party.begin(Protocol::SelectionTables, dealer, &TABLE_MESSAGES);
-    let exchange = party.begin(Protocol::SelectionExchange, dealer, &EXCHANGE_MESSAGES);
-    let count = x.len();
-    let (own, next) = match party.seat(dealer) {
-        Seat::Dealer => {
-            let mut message = party.prss.own.elements::<E>(tables, 0, elements * count);
-            fill(&mut message, [x.own_slice(), x.next_slice()], [bits.own(), bits.next()]);
-            party.send(Neighbour::Next, tables, message)?;
-            (party.prss.own.elements(exchange, 0, count), party.prss.next.elements(exchange, 0, count))
-        }
-        Seat::FirstEvaluator => {
-            let table = party.receive::<E>(Neighbour::Previous, tables, elements * count)?;
-            let mut terms = vec![E::ZERO; count];
-            look_up(&mut terms, &table, x.next_slice(), bits.next(), true);
-            let own = party.prss.own.elements::<E>(exchange, 0, count);
-            let next = exchange_terms(party, Neighbour::Next, exchange, terms, &own)?;
-            (own, next)
-        }
-        Seat::SecondEvaluator => {
-            let masks = party.prss.next.elements::<E>(tables, 0, elements * count);
-            let mut terms = vec![E::ZERO; count];
-            look_up(&mut terms, &masks, x.own_slice(), bits.own(), false);
-            let next = party.prss.next.elements::<E>(exchange, 0, count);
-            let own = exchange_terms(party, Neighbour::Previous, exchange, terms, &next)?;
-            (own, next)
-        }
-    };
-    Ok(Shares::from_vectors(x.dim(), own, next))
+    dealt::elements(
+        party,
+        dealer,
+        [Protocol::SelectionTables, Protocol::SelectionExchange],
+        elements,
+        x,
+        |message, x| fill(message, x, [bits.own(), bits.next()]),
+        |terms, table, v, first| {
+            look_up(terms, table, v, if first { bits.next() } else { bits.own() }, first);
+        },
+    )
 }
 
 /// The value for a bit of 1, and 0 for one of 0, without a branch: the bit is secret.
@@ -296,19 +277,4 @@ vectorised! {
             }
         }
     }
-}
-
-/// Masks the terms, exchanges them with the other evaluator and adds both up: component h + 2.
-pub(crate) fn exchange_terms<E: Element, C: Channel>(
-    party: &mut Party<C>,
-    other: Neighbour,
-    step: crate::channel::Step,
-    mut terms: Vec<E>,
-    masks: &[E],
-) -> Result<Vec<E>, MpcError> {
-    terms.iter_mut().zip(masks).for_each(|(term, &mask)| *term -= mask);
-    let terms = party.send_and_keep(other, step, terms)?;
-    let mut theirs = party.receive::<E>(other, step, terms.len())?;
-    theirs.iter_mut().zip(&*terms).for_each(|(their, &term)| *their += term);
-    Ok(theirs)
 }

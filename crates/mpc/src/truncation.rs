@@ -4,11 +4,10 @@ use concilium_ring::{Element, Z64};
 use ndarray::Array2;
 
 use crate::channel::{Channel, Neighbour, Protocol};
+use crate::dealt::DEALER_MESSAGES;
 use crate::party::{MpcError, Party, PartyIndex, Seat};
 use crate::release::Aggregate;
 use crate::shares::{AdditiveShare, Shares};
-
-pub(crate) const MESSAGES: [(usize, usize); 1] = [(0, 1)];
 
 /// Divides every element by 2^`bits` and adds up over groups: row c of `x`, `[columns, groups *
 /// rows]`, holds `groups` consecutive runs of `rows` values, and element (r, c) of the result is the
@@ -63,7 +62,7 @@ pub fn sum_truncated<C: Channel>(
     let (columns, values) = x.dim();
     assert_eq!(values, groups * rows, "the matrix holds another number of values");
     assert!((1..64).contains(&bits), "a quotient keeps at least one bit and loses one");
-    let step = party.begin(Protocol::ExactTruncation, dealer, &MESSAGES);
+    let step = party.begin(Protocol::ExactTruncation, dealer, &DEALER_MESSAGES);
     let count = x.len();
     let modulus = Z64::power_of_two(64 - bits);
     let positive = |value: Z64| value.0 >> 63 ^ 1;
