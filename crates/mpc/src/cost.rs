@@ -74,6 +74,7 @@ pub fn widen(count: usize, element_bytes: usize) -> Cost {
 pub fn one_hot_argmax(rows: usize, classes: usize, window: u32) -> Cost {
     let compared = sign(rows * votes::comparisons(classes), window);
     votes::tree(classes)
+        .levels
         .iter()
         .fold(compared, |cost, level| cost.add(1, polynomials(&level.ands, rows).bytes))
 }
@@ -157,7 +158,7 @@ fn probability_rounds(classes: usize, window: u32, score_bits: u32) -> u32 {
     let dealt = |times: usize| [&DEALER_MESSAGES[..], &EXCHANGE_MESSAGES].repeat(times);
     let compared = |window: u32| dealt(1 + comparison::joins(Layout::new(window).blocks()).len());
     let (selected, looked_up) = (dealt(1), dealt(1));
-    let argmax = [compared(window), dealt(votes::tree(classes).len())].concat();
+    let argmax = [compared(window), dealt(votes::tree(classes).levels.len())].concat();
     let rest = [
         &selected[..],
         &looked_up,

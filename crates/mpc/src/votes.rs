@@ -52,13 +52,14 @@ pub fn one_hot_argmax<E: Element, C: Channel>(
     let less = comparison::sign(party, dealer, &scores.column_differences(&pairs), window)?;
     let mut planes = less.into_planes(pairs.len(), rows).twice();
     planes.flip_planes(party.index(), pairs.len()..2 * pairs.len());
-    for level in tree(classes).iter() {
+    let tree = tree(classes);
+    for level in &tree.levels {
         let products = boolean::evaluate(party, dealer, &planes, &level.ands)?;
         for (product, &place) in level.places.iter().enumerate() {
             planes.replace_plane(place, &products, product);
         }
     }
-    Ok(planes.select(wins(classes).into_iter().map(|planes| planes[0])))
+    Ok(planes.select(tree.winners.iter().copied()))
 }
 
 /// For every class the planes of the comparisons that it must win: `[x_i < x_j]` of every pair i < j, then
@@ -74,6 +75,13 @@ fn wins(classes: usize) -> Vec<Vec<usize>> {
         .collect()
 }
 
+/// The tree of ANDs, for all classes.
+pub(crate) struct Tree {
+    pub(crate) levels: Vec<Level>,
+    /// For every class the plane that holds, after all levels, whether it wins.
+    winners: Vec<usize>,
+}
+
 /// One level of the tree of ANDs, for all classes.
 pub(crate) struct Level {
     pub(crate) ands: Vec<Polynomial>,
@@ -82,14 +90,14 @@ pub(crate) struct Level {
 }
 
 /// The tree for this number of classes: made once, for it takes longer than a few rows.
-pub(crate) fn tree(classes: usize) -> Arc<[Level]> {
-    static TREES: Mutex<BTreeMap<usize, Arc<[Level]>>> = Mutex::new(BTreeMap::new());
+pub(crate) fn tree(classes: usize) -> Arc<Tree> {
+    static TREES: Mutex<BTreeMap<usize, Arc<Tree>>> = Mutex::new(BTreeMap::new());
     let mut trees = TREES.lock().unwrap_or_else(PoisonError::into_inner);
-    Arc::clone(trees.entry(classes).or_insert_with(|| grow(classes).into()))
+    Arc::clone(trees.entry(classes).or_insert_with(|| Arc::new(grow(classes))))
 }
 
 /// As few levels as groups of four allow, and the smallest groups that take no more.
-fn grow(classes: usize) -> Vec<Level> {
+fn grow(classes: usize) -> Tree {
     let depth = |size: usize| (0..).find(|&level| size.pow(level) >= classes - 1).expect("sizes grow");
     let size = (2..=MOST_JOINED).find(|&size| depth(size) == depth(MOST_JOINED)).unwrap_or(MOST_JOINED);
     let mut wins = wins(classes);
@@ -100,7 +108,7 @@ fn grow(classes: usize) -> Vec<Level> {
         levels.push(Level { ands, places });
         wins.iter_mut().for_each(|planes| *planes = planes.iter().copied().step_by(size).collect());
     }
-    levels
+    Tree { levels, winners: wins.concat() }
 }
 
 /// Number of comparisons for one row.
