@@ -5,7 +5,7 @@
 //! by no more than one turn.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
 
 /// A request that could run now.
 #[derive(Clone, Copy, Debug)]
@@ -56,7 +56,8 @@ impl Turns {
 
     /// Forgets who does not wait any more, and lets in who is new.
     fn admit(&mut self, candidates: &[Candidate<'_>]) {
-        self.served.retain(|client, _| candidates.iter().any(|candidate| candidate.client == client));
+        let waiting: HashSet<&str> = candidates.iter().map(|candidate| candidate.client).collect();
+        self.served.retain(|client, _| waiting.contains(client.as_str()));
         let least = self.served.values().copied().min().unwrap_or(0);
         for candidate in candidates {
             if !self.served.contains_key(candidate.client) {
