@@ -133,8 +133,8 @@ impl Server {
         let (tasks, todo) = mpsc::channel::<Task>();
         let (results, spent) = mpsc::channel();
         let thread = thread::spawn(move || {
-            let mut lane = Lane::new(LaneConfig {
-                lane: 0,
+            let mut lane = Lane::open(LaneConfig {
+                lanes: 1,
                 listener,
                 next_address,
                 tls: tls.into(),
@@ -142,7 +142,8 @@ impl Server {
                 models: Arc::new(NoModels),
                 randomness: system_randomness(),
             })
-            .expect("the certificates are sound");
+            .expect("the certificates are sound")
+            .remove(0);
             lane.connect(PATIENCE).expect("the others are there");
             for (session, task) in todo.into_iter().enumerate() {
                 results.send(run(&mut lane, session as u64, &task)).expect("they are waited for");

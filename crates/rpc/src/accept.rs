@@ -20,6 +20,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::Stream;
 
 use crate::{
+    lane::port::{Further, Source},
     reload::ReloadableTls,
     socket::Socket,
     tls::{HANDSHAKE_TIMEOUT, TlsError, TlsMaterial},
@@ -56,7 +57,6 @@ pub type TlsConnection = TlsStream<Socket>;
 /// holds up nobody; each uses the certificate and the authorities that are in use when it begins.
 pub struct TlsIncoming {
     ready: mpsc::Receiver<TlsConnection>,
-    local_address: SocketAddr,
 }
 
 impl TlsIncoming {
@@ -70,18 +70,19 @@ impl TlsIncoming {
         tls: &ReloadableTls,
         protocols: &'static [&'static [u8]],
     ) -> io::Result<Self> {
-        listener.set_nonblocking(true)?;
-        let listener = tokio::net::TcpListener::from_std(listener)?;
-        let local_address = listener.local_addr()?;
-        let settings = Settings::new(tls.subscribe(), protocols).map_err(io::Error::other)?;
-        let (sender, ready) = mpsc::channel(READY);
-        tokio::spawn(accept_all(listener, settings, sender));
-        Ok(Self { ready, local_address })
+        Self::of(Source::port(listener, Further::default())?, tls, protocols)
     }
 
-    /// The address that connections are accepted on.
-    pub fn local_address(&self) -> SocketAddr {
-        self.local_address
+    /// As [`Self::new`], of connections that one lane gets.
+    pub(crate) fn of(
+        source: Source,
+        tls: &ReloadableTls,
+        protocols: &'static [&'static [u8]],
+    ) -> io::Result<Self> {
+        let settings = Settings::new(tls.subscribe(), protocols).map_err(io::Error::other)?;
+        let (sender, ready) = mpsc::channel(READY);
+        tokio::spawn(accept_all(source, settings, sender));
+        Ok(Self { ready })
     }
 
     /// The next connection; `None` when there will be no more.
@@ -127,11 +128,8 @@ impl Settings {
     }
 }
 
-async fn accept_all(
-    listener: tokio::net::TcpListener,
-    mut settings: Settings,
-    ready: mpsc::Sender<TlsConnection>,
-) {
+async fn accept_all(mut source: Source, mut settings: Settings, ready: mpsc::Sender<TlsConnection>) {
+    let further = source.further();
     let mut handshakes = JoinSet::new();
     let mut failures = Failures::default();
     loop {
@@ -142,17 +140,25 @@ async fn accept_all(
                     failures.tell(caller, &error);
                 }
             }
-            accepted = listener.accept(), if handshakes.len() < MAX_HANDSHAKES => match accepted {
-                Ok((stream, caller)) => {
-                    let (acceptor, ready) = (settings.acceptor(), ready.clone());
+            accepted = source.accept(), if handshakes.len() < MAX_HANDSHAKES => match accepted {
+                Some(Ok((stream, caller))) => {
+                    let (acceptor, ready, further) = (settings.acceptor(), ready.clone(), further.clone());
                     handshakes.spawn(async move {
-                        let stream = handshake(acceptor, stream).await.map_err(|error| (caller, error))?;
-                        // Nobody is left to take it when the port closes.
-                        let _ = ready.send(stream).await;
+                        let stream = async {
+                            match further.pass_on(stream, caller, HANDSHAKE_TIMEOUT).await? {
+                                Some(stream) => handshake(acceptor, stream).await.map(Some),
+                                None => Ok(None),
+                            }
+                        };
+                        if let Some(stream) = stream.await.map_err(|error| (caller, error))? {
+                            // Nobody is left to take it when the port closes.
+                            let _ = ready.send(stream).await;
+                        }
                         Ok(())
                     });
                 }
-                Err(error) => {
+                None => return,
+                Some(Err(error)) => {
                     tracing::warn!(%error, "the system does not let a connection in");
                     sleep(REFUSED_PAUSE).await;
                 }

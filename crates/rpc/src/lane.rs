@@ -1,9 +1,11 @@
 //! The link of one server to the two others.
 //!
-//! A [`Lane`] belongs to one thread, which runs batches one after the other as plain synchronous code.
-//! It owns a current-thread tokio runtime: the sockets make progress exactly while the thread waits in
-//! a call of the lane, without any hand-over between threads. On a loopback link that is several times
-//! faster per round than a multi-thread runtime.
+//! A [`Lane`] belongs to one thread at a time, which runs on it what it has to do as plain synchronous
+//! code. It owns a current-thread tokio runtime: the sockets make progress exactly while the thread waits
+//! in a call of the lane, without any hand-over between threads. On a loopback link that is several times
+//! faster per round than a multi-thread runtime. A server has several lanes ([`Lane::open`]), each with
+//! connections of its own over the same port: on the first the servers agree, on each of the others one
+//! batch computes.
 //!
 //! Server i dials server i + 1 mod 3 and accepts the stream of server i - 1 mod 3. A send only queues
 //! the frame and never waits, so no two servers can wait for each other to read; what is queued leaves
@@ -17,7 +19,8 @@
 
 use std::{
     future::{Future, pending},
-    net::{SocketAddr, TcpListener},
+    io,
+    net::TcpListener,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -26,11 +29,13 @@ use concilium_mpc::{Neighbour, PairwiseKeys};
 use tokio::{runtime::Runtime, sync::mpsc, time};
 
 use crate::{
-    connect::{incoming, quiet_server_builder},
+    accept::{GRPC_PROTOCOLS, TlsIncoming},
+    connect::quiet_server_builder,
     identity::SERVERS,
     inspection::utc,
     lane::{
-        link::{Dialler, Link},
+        link::{Dialler, Introduction, Link},
+        port::Source,
         service::PeerService,
     },
     reload::ReloadableTls,
@@ -39,23 +44,28 @@ use crate::{
 
 mod channel;
 mod error;
+mod interrupt;
 mod link;
+pub(crate) mod port;
 mod service;
 
 pub use channel::LaneChannel;
 pub use error::LaneError;
 pub use service::CompareModels;
 
+pub use interrupt::Interrupt;
+pub use port::MAXIMUM_LANES;
+
 /// Version of what the servers say to each other; all three must speak the same.
-pub const PROTOCOL_VERSION: u32 = 4;
+pub const PROTOCOL_VERSION: u32 = 5;
 
 /// Longest pause between two attempts to dial.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Everything that a lane needs.
+/// Everything that the lanes of a server need.
 pub struct LaneConfig {
-    /// Number of the lane, equal on both sides of each link.
-    pub lane: u32,
+    /// How many lanes there are to be, 1 to [`MAXIMUM_LANES`]; other numbers are taken for the nearest.
+    pub lanes: usize,
     /// Socket of the peer port.
     pub listener: TcpListener,
     /// `host:port` of the peer port of server i + 1 mod 3.
@@ -95,7 +105,7 @@ pub enum LaneEvent<T> {
 pub struct Lane {
     runtime: Runtime,
     party: u8,
-    local_address: SocketAddr,
+    interrupt: Interrupt,
     dialler: Dialler,
     next: Option<Link>,
     previous: Option<Link>,
@@ -105,29 +115,54 @@ pub struct Lane {
 }
 
 impl Lane {
-    /// Starts to accept the previous server and the peers' `CompareModel` calls. Nothing moves until
-    /// the calling thread waits in a call of the lane, [`Lane::connect`] first of all.
+    /// The lanes of a server, in order. The first one owns the port and answers the peers' `CompareModel`
+    /// calls. Nothing moves on a lane until a thread waits in a call of it, [`Lane::connect`] first of all;
+    /// the others' connections come about while the first one is waited in, too.
     ///
     /// # Errors
     /// [`LaneError::NotAServer`], [`LaneError::Setup`] or [`LaneError::Connect`] for bad TLS files.
-    pub fn new(config: LaneConfig) -> Result<Self, LaneError> {
+    pub fn open(config: LaneConfig) -> Result<Vec<Self>, LaneError> {
+        let LaneConfig { lanes, listener, next_address, tls, tasks, models, randomness } = config;
+        let lanes = lanes.clamp(1, MAXIMUM_LANES);
+        let identity = tls.current().identity().clone();
+        let party = identity.server_index().ok_or(LaneError::NotAServer { identity })?;
+        let tasks: Arc<[TaskPolicy]> = tasks.into();
+        let (further, passed) = port::further(lanes - 1);
+        let first = || Source::port(listener, further);
+        let introduce = |lane: usize| Introduction {
+            party,
+            lane: lane as u8,
+            lanes: lanes as u8,
+            tasks: Arc::clone(&tasks),
+            randomness: Arc::clone(&randomness),
+        };
+        let mut opened = vec![Self::start(introduce(0), first, &next_address, &tls, &models)?];
+        for (place, passed) in passed.into_iter().enumerate() {
+            let source = || Ok(Source::Passed(passed));
+            opened.push(Self::start(introduce(place + 1), source, &next_address, &tls, &models)?);
+        }
+        Ok(opened)
+    }
+
+    /// One lane, to which the connections of `source` come.
+    fn start(
+        introduction: Introduction,
+        source: impl FnOnce() -> io::Result<Source>,
+        next_address: &str,
+        tls: &ReloadableTls,
+        models: &Arc<dyn CompareModels>,
+    ) -> Result<Self, LaneError> {
         let setup = |source| LaneError::Setup { source };
-        let tls = config.tls.current();
-        let identity = tls.identity();
-        let party =
-            identity.server_index().ok_or_else(|| LaneError::NotAServer { identity: identity.clone() })?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(setup)?;
-        let local_address = config.listener.local_addr().map_err(setup)?;
-        let tasks: Arc<[TaskPolicy]> = config.tasks.into();
         let (accept, accepted) = mpsc::unbounded_channel();
-        let introduction =
-            link::Introduction { party, lane: config.lane, tasks, randomness: config.randomness };
-        let service = PeerService::new(introduction.clone(), config.models, accept, config.tls.clone());
-        let dialler = Dialler::new(introduction, config.next_address, config.tls.clone())?;
+        let party = introduction.party;
+        let service = PeerService::new(introduction.clone(), Arc::clone(models), accept, tls.clone());
+        let dialler = Dialler::new(introduction, next_address.to_owned(), tls.clone())?;
         let mut server = quiet_server_builder();
         let connections = {
             let _inside = runtime.enter();
-            incoming(config.listener, &config.tls).map_err(setup)?
+            let source = source().map_err(setup)?;
+            TlsIncoming::of(source, tls, GRPC_PROTOCOLS).map_err(setup)?
         };
         runtime.spawn(async move {
             let served = server.add_service(PeerServer::new(service)).serve_with_incoming(connections).await;
@@ -138,7 +173,7 @@ impl Lane {
         Ok(Self {
             runtime,
             party,
-            local_address,
+            interrupt: Interrupt::default(),
             dialler,
             next: None,
             previous: None,
@@ -157,9 +192,9 @@ impl Lane {
         neighbour_index(self.party, neighbour)
     }
 
-    /// Address of the peer port.
-    pub fn local_address(&self) -> SocketAddr {
-        self.local_address
+    /// Ends a wait for a message on this lane from another thread.
+    pub fn interrupt(&self) -> Interrupt {
+        self.interrupt.clone()
     }
 
     /// Whether a link to the neighbour is up, as far as is known.
@@ -170,6 +205,11 @@ impl Lane {
     /// The policies that the neighbour serves, as it told when the link came up; empty without a link.
     pub fn peer_tasks(&self, neighbour: Neighbour) -> &[TaskPolicy] {
         self.link(neighbour).map_or(&[], |link| &link.tasks)
+    }
+
+    /// How many lanes the neighbour has, as it told when the link came up; 0 without a link.
+    pub fn peer_lanes(&self, neighbour: Neighbour) -> usize {
+        self.link(neighbour).map_or(0, |link| link.lanes)
     }
 
     /// The version of the neighbour's program, as it told when the link came up; empty without a link.
@@ -245,6 +285,7 @@ impl Lane {
     /// Drops both links, so that the peers notice that the batch is over. A stream that the previous
     /// server has dialled since is kept for the next [`Lane::connect`].
     pub fn disconnect(&mut self) {
+        self.interrupt.clear();
         self.next = None;
         self.previous = None;
         while let Ok(link) = self.accepted.try_recv() {
@@ -304,12 +345,12 @@ impl Lane {
     /// Waits for the next frame of a neighbour.
     ///
     /// # Errors
-    /// [`LaneError::NotConnected`], [`LaneError::TimedOut`], [`LaneError::Disconnected`] or
-    /// [`LaneError::Replaced`].
+    /// [`LaneError::NotConnected`], [`LaneError::TimedOut`], [`LaneError::Disconnected`],
+    /// [`LaneError::Replaced`] or [`LaneError::Interrupted`].
     pub fn receive(&mut self, from: Neighbour, patience: Duration) -> Result<LaneFrame, LaneError> {
         let party = self.party;
         let peer = neighbour_index(party, from);
-        let Self { runtime, next, previous, waiting, accepted, .. } = self;
+        let Self { runtime, interrupt, next, previous, waiting, accepted, .. } = self;
         let slot = match from {
             Neighbour::Next => &mut *next,
             Neighbour::Previous => &mut *previous,
@@ -323,6 +364,7 @@ impl Lane {
                     *waiting = Some(newer);
                     None
                 }
+                () = interrupt.wait() => Some(Err(LaneError::Interrupted)),
                 () = time::sleep(patience) => {
                     Some(Err(LaneError::timed_out(peer, "send the expected frame", patience)))
                 }
@@ -331,7 +373,7 @@ impl Lane {
         match outcome {
             Some(Ok(frame)) => Ok(frame),
             Some(Err(error)) => {
-                if !matches!(error, LaneError::TimedOut { .. }) {
+                if !matches!(error, LaneError::TimedOut { .. } | LaneError::Interrupted) {
                     *slot = None;
                 }
                 Err(error)
@@ -347,22 +389,13 @@ impl Lane {
     /// `patience`. A link that is down is left out. `other` must be safe to drop before it finishes.
     ///
     /// # Errors
-    /// [`LaneError::Disconnected`], [`LaneError::Replaced`], or [`LaneError::CertificateEnded`] when the
-    /// certificate of a link has ended since the link came up.
+    /// [`LaneError::Disconnected`] or [`LaneError::Replaced`].
     pub fn next_event<T>(
         &mut self,
         other: impl Future<Output = T>,
         patience: Duration,
     ) -> Result<LaneEvent<T>, LaneError> {
         let peer = self.index_of(Neighbour::Previous);
-        for neighbour in [Neighbour::Next, Neighbour::Previous] {
-            if let Some(link) = self.slot(neighbour).take_if(|link| link.has_expired()) {
-                return Err(LaneError::CertificateEnded {
-                    peer: link.peer,
-                    ended: utc(link.certificates_end),
-                });
-            }
-        }
         let Self { runtime, next, previous, waiting, accepted, .. } = self;
         let woken = runtime.block_on(async {
             tokio::select! {
@@ -388,6 +421,21 @@ impl Lane {
             }
             Woken::Other(value) => Ok(LaneEvent::Other(value)),
             Woken::TimedOut => Ok(LaneEvent::TimedOut),
+        }
+    }
+
+    /// Whether the certificates that the links were opened with are still valid. The caller chooses the moment
+    /// to look, for a link that is given up ends what goes on over it.
+    ///
+    /// # Errors
+    /// [`LaneError::CertificateEnded`].
+    pub fn check_certificates(&self) -> Result<(), LaneError> {
+        let links = [Neighbour::Next, Neighbour::Previous].map(|neighbour| self.link(neighbour));
+        match links.into_iter().flatten().find(|link| link.has_expired()) {
+            Some(link) => {
+                Err(LaneError::CertificateEnded { peer: link.peer, ended: utc(link.certificates_end) })
+            }
+            None => Ok(()),
         }
     }
 

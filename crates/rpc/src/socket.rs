@@ -16,9 +16,12 @@ use tonic::{
     codegen::{Service, http::Uri},
     transport::server::{Connected, TcpConnectInfo},
 };
-use tower::ServiceExt as _;
+use tower::{BoxError, ServiceExt as _};
 
-use crate::connect::{CONNECT_TIMEOUT, TCP_KEEPALIVE};
+use crate::{
+    connect::{CONNECT_TIMEOUT, TCP_KEEPALIVE},
+    lane::port::name_lane,
+};
 
 /// Bytes that are read from the system at a time.
 const READ_BYTES: usize = 64 << 10;
@@ -43,18 +46,23 @@ impl Socket {
     }
 }
 
-/// Dials addresses, with the same options.
-pub(crate) fn connector()
--> impl Service<Uri, Response = TokioIo<Socket>, Error = <HttpConnector as Service<Uri>>::Error, Future: Send>
-+ Send
-+ 'static {
+/// Dials addresses for a lane, with the same options.
+pub(crate) fn connector(
+    lane: u8,
+) -> impl Service<Uri, Response = TokioIo<Socket>, Error = BoxError, Future: Send> + Send + 'static {
     let mut dialler = HttpConnector::new();
     // It is TLS that follows.
     dialler.enforce_http(false);
     dialler.set_nodelay(true);
     dialler.set_keepalive(Some(TCP_KEEPALIVE));
     dialler.set_connect_timeout(Some(CONNECT_TIMEOUT));
-    dialler.map_response(|stream: TokioIo<TcpStream>| TokioIo::new(Socket::new(stream.into_inner())))
+    dialler.map_err(BoxError::from).and_then(move |stream: TokioIo<TcpStream>| async move {
+        let mut stream = stream.into_inner();
+        if lane > 0 {
+            name_lane(&mut stream, lane).await?;
+        }
+        Ok(TokioIo::new(Socket::new(stream)))
+    })
 }
 
 impl Connected for Socket {

@@ -12,7 +12,7 @@ use crate::context::Context;
 use crate::link::{Failure, Link};
 use crate::metrics;
 use crate::models::{Entry, digest_of};
-use crate::progress::Step;
+use crate::progress::{LaneProgress, Step};
 use crate::task::Task;
 use crate::waiting::Waiting;
 
@@ -73,11 +73,12 @@ pub(crate) struct Charged {
 pub(crate) fn charge(
     link: &mut Link<'_>,
     context: &Context,
+    progress: &LaneProgress,
     task: &Task,
     write: impl FnOnce(&dyn Ledger) -> Result<LedgerHead, LedgerError>,
 ) -> Result<Charged, Failure> {
     link.steps.enter(Step::Commit);
-    let _committing = context.lane.progress.wait(Step::Commit, None, None);
+    let _committing = progress.wait(Step::Commit, None, None);
     let began = Instant::now();
     let charged = write(&*context.ledger).and_then(|head| {
         metrics::record_ledger_commit(began.elapsed());
@@ -91,47 +92,45 @@ pub(crate) fn charge(
     })
 }
 
-/// Tells both peers that this server has charged, waits until they have, and compares. Only then may
-/// anything of the batch be opened. Returns the ends of their ledgers.
-///
-/// A total that is larger there is taken over, durably, before anything leaves: were it above the cap,
-/// the opening would be one too many.
-///
-/// # Errors
-/// [`Failure`] if another server ran something else, if its ledger went back in time, or if the cap is
-/// passed; nothing may be opened then, and the charge stays.
-pub(crate) fn meet(
-    link: &mut Link<'_>,
-    context: &Context,
-    task: &Task,
-    meeting: &Meeting,
-    charged: &Charged,
-) -> Result<[PeerHead; 2], Failure> {
-    let &Meeting { session, transcript, components } = meeting;
-    let barrier = |slot: usize| {
-        Frame::Barrier(Barrier {
-            batch: session,
-            transcript_digest: transcript.to_vec().into(),
-            component_digest: components[slot].to_vec().into(),
-            ledger_head_sequence: charged.head.entries,
-            ledger_head_hash: charged.head.hash.to_vec().into(),
-            spent_total_nano_rho: charged.spent.rho.units(),
-        })
-    };
-    link.steps.enter(Step::Barrier);
-    link.send(Neighbour::Next, barrier(1))?;
-    link.send(Neighbour::Previous, barrier(0))?;
-    link.flush()?;
-    let mut check = |neighbour, slot: usize| {
-        let theirs = link.receive(neighbour, Step::Barrier, |frame| match frame {
-            Frame::Barrier(barrier) if barrier.batch == session => Some(barrier),
-            _ => None,
-        })?;
-        let peer = link.lane.index_of(neighbour);
-        compare(peer, &transcript, &components[slot], &theirs)?;
-        note(context, peer, task, charged, &theirs)
-    };
-    Ok([check(Neighbour::Next, 1)?, check(Neighbour::Previous, 0)?])
+impl Meeting {
+    /// Tells both peers that this server has charged.
+    pub(crate) fn announce(&self, link: &mut Link<'_>, charged: &Charged) -> Result<(), Failure> {
+        let barrier = |component: &[u8; 32]| {
+            Frame::Barrier(Barrier {
+                batch: self.session,
+                transcript_digest: self.transcript.to_vec().into(),
+                component_digest: component.to_vec().into(),
+                ledger_head_sequence: charged.head.entries,
+                ledger_head_hash: charged.head.hash.to_vec().into(),
+                spent_total_nano_rho: charged.spent.rho.units(),
+            })
+        };
+        link.send(Neighbour::Next, barrier(&self.components[1]))?;
+        link.send(Neighbour::Previous, barrier(&self.components[0]))?;
+        link.flush()
+    }
+
+    /// Compares this server's batch, copies and ledger with what a peer says of its own. Only when both peers
+    /// have charged alike may anything of the batch be opened. Returns the end of the peer's ledger.
+    ///
+    /// A total that is larger there is taken over, durably, before anything leaves: were it above the cap,
+    /// the opening would be one too many.
+    ///
+    /// # Errors
+    /// [`Failure`] if the peer ran something else, if its ledger went back in time, or if the cap is passed;
+    /// nothing may be opened then, and the charge stays.
+    pub(crate) fn compare(
+        &self,
+        context: &Context,
+        task: &Task,
+        charged: &Charged,
+        (neighbour, peer): (Neighbour, u8),
+        theirs: &Barrier,
+    ) -> Result<PeerHead, Failure> {
+        let component = &self.components[usize::from(neighbour == Neighbour::Next)];
+        compare(peer, &self.transcript, component, theirs)?;
+        note(context, peer, task, charged, theirs)
+    }
 }
 
 /// Refuses another batch, or another copy of what is opened.

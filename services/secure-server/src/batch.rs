@@ -4,15 +4,20 @@
 //! secret: keys, digests, verdicts. Digests of a component go directly between its two holders: a
 //! third server that knows the two other components could otherwise confirm a guess of the input.
 
+use std::sync::Arc;
+use std::time::Instant;
+
 use concilium_privacy::{Charge, ContentDigest, LedgerError, Lookup, Mechanism, Participant, Reservation};
 use concilium_rpc::status::RpcError;
+use tracing::Span;
 
 use crate::answer::{Answer, RunId};
 use crate::context::Context;
 use crate::kept::{ledger_error, replay};
 use crate::link::{Failure, Link};
 use crate::models::Entry;
-use crate::run::{Active, Batch, run};
+use crate::run::{Active, Batch};
+use crate::self_test::settle;
 use crate::task::Task;
 use crate::waiting::Waiting;
 
@@ -92,15 +97,16 @@ pub(crate) enum Decision {
     Refuse(RpcError),
 }
 
-/// All servers: answers what is refused or replayed and evaluates the rest.
+/// All servers: answers what is refused or replayed and begins the rest on a lane.
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn carry_out(
     link: &mut Link<'_>,
     context: &Context,
-    task: &Task,
-    models: &[Entry],
+    task: &Arc<Task>,
+    models: Vec<Entry>,
     session: u64,
     run_id: RunId,
+    lane: usize,
     waiting: Vec<Waiting>,
     judgements: Vec<Judgement>,
     decisions: Vec<Decision>,
@@ -122,9 +128,16 @@ pub(crate) fn carry_out(
         }
     }
     if active.is_empty() {
+        // All three have taken the plan, so they have these versions ready.
+        settle(context, &models);
         return Ok(());
     }
-    run(link, context, Batch { session, run_id, task, models, active })
+    // What follows belongs to the batch and no more to the last step of agreeing on it.
+    link.steps.end();
+    let (task, span) = (Arc::clone(task), Span::current());
+    let (planned, began) = (link.planned, Instant::now());
+    let batch = Batch { session, run_id, task, models, active, span, planned, began };
+    link.underway.begin(context, lane, batch)
 }
 
 /// The digest of everything that a server was sent for a request; a repeat must have the same.

@@ -57,8 +57,7 @@ pub struct Context {
     pub started: Instant,
 }
 
-/// The state of the lane, for the status and for messages to clients.
-#[derive(Default)]
+/// The state of the lanes, for the status and for messages to clients.
 pub struct LaneState {
     connected: [AtomicBool; 2],
     peers: Mutex<[PeerState; 2]>,
@@ -67,8 +66,8 @@ pub struct LaneState {
     /// When the last batch failed, in milliseconds since 1970-01-01 UTC, or zero.
     failed_at_ms: AtomicU64,
     last_error: Mutex<String>,
-    /// What the lane does and waits for.
-    pub progress: LaneProgress,
+    /// What each lane does and waits for. The servers agree on the first; each of the others computes.
+    pub progress: Vec<LaneProgress>,
 }
 
 /// What is known of one of the two other servers.
@@ -81,6 +80,29 @@ struct PeerState {
 }
 
 impl LaneState {
+    /// The state of this many lanes for computing, and the one on which the servers agree.
+    pub fn new(computing: usize) -> Self {
+        LaneState {
+            connected: Default::default(),
+            peers: Mutex::default(),
+            batches: AtomicU64::default(),
+            failed_batches: AtomicU64::default(),
+            failed_at_ms: AtomicU64::default(),
+            last_error: Mutex::default(),
+            progress: (0..=computing).map(|_| LaneProgress::default()).collect(),
+        }
+    }
+
+    /// What is done and waited for on the lane on which the servers agree.
+    pub(crate) fn control(&self) -> &LaneProgress {
+        &self.progress[0]
+    }
+
+    /// The longest wait of now.
+    pub(crate) fn longest_wait(&self) -> Option<Wait> {
+        self.progress.iter().filter_map(LaneProgress::current_wait).max_by_key(Wait::waited)
+    }
+
     /// Notes whether the next and the previous server are connected, at this time in milliseconds since
     /// 1970-01-01 UTC.
     pub fn set_connected(&self, next: bool, previous: bool, now_ms: u64) {
@@ -176,7 +198,7 @@ impl LaneState {
             batches: self.batches.load(Ordering::Relaxed),
             failed_batches: self.failed_batches.load(Ordering::Relaxed),
             last_error: self.last_error(),
-            wait: self.progress.current_wait().map(Wait::to_wire),
+            wait: self.longest_wait().map(Wait::to_wire),
         }
     }
 }

@@ -1,5 +1,6 @@
-//! The thread that runs batches: it keeps the lane to the two other servers up and takes one batch
-//! after the other, as leader on server 0 and as follower on the others.
+//! The thread on which the servers agree: it keeps the lanes to the two other servers up, and agrees on batches,
+//! charges for them and releases them, as leader on server 0 and as follower on the others. The batches are
+//! computed on lanes and threads of their own ([`crate::computing`]).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,8 +15,10 @@ use concilium_rpc::v1::{Incomplete, LaneFrame};
 use tokio::sync::oneshot;
 
 use crate::arrivals::to_wire;
+use crate::computing::{Computed, Computing};
 use crate::context::Context;
-use crate::link::{Failure, Link, drop_incomplete, note_waiting, release_kept};
+use crate::link::{Failure, Link, drop_incomplete, given_up, note_waiting, release_kept};
+use crate::underway::{self, Underway};
 use crate::{follower, leader, ledger_watch, metrics, self_test};
 
 /// How long one attempt to reach the other servers lasts.
@@ -48,23 +51,35 @@ impl Rejoin {
     }
 }
 
-/// Runs batches until `stop` is set.
-pub fn run(mut lane: Lane, context: &Context, stop: &AtomicBool) {
+/// Runs batches until `stop` is set. On the first of `lanes` the servers agree, on the others they compute.
+pub fn run(mut lanes: Vec<Lane>, context: &Context, stop: &AtomicBool) {
+    let mut lane = lanes.remove(0);
+    std::thread::scope(|scope| match Computing::start(scope, context, lanes) {
+        Ok(mut computing) => run_on(&mut lane, &mut computing, context, stop),
+        Err(error) => tracing::error!(server = %context.here, %error, "no threads for the lanes"),
+    });
+    give_up_waiting(context);
+}
+
+fn run_on(lane: &mut Lane, computing: &mut Computing, context: &Context, stop: &AtomicBool) {
     let mut reported = String::new();
     let mut rejoin = Rejoin { pause: REJOIN_PAUSE };
     while !stop.load(Ordering::Relaxed) {
-        if let Err(error) = lane.connect(CONNECT_PATIENCE) {
-            let reason = error.to_string();
-            // The same failure is repeated until the peer is there: say it once.
-            if reason != reported {
-                tracing::warn!(server = %context.here, error = %reason, "not connected to both other servers");
-                reported = reason;
+        let lanes = match connect(lane, computing) {
+            Ok(lanes) => lanes,
+            Err(error) => {
+                let reason = error.to_string();
+                // The same failure is repeated until the peer is there: say it once.
+                if reason != reported {
+                    tracing::warn!(server = %context.here, error = %reason, "not connected to both other servers");
+                    reported = reason;
+                }
+                connection_lost(lane, context, &error);
+                // Timers can only be made inside the runtime.
+                lane.block_on(async { tokio::time::sleep(TICK).await });
+                continue;
             }
-            connection_lost(&lane, context, &error);
-            // Timers can only be made inside the runtime.
-            lane.block_on(async { tokio::time::sleep(TICK).await });
-            continue;
-        }
+        };
         reported.clear();
         for neighbour in [Neighbour::Next, Neighbour::Previous] {
             let peer = PartyIndex::in_turn(usize::from(lane.index_of(neighbour)));
@@ -74,10 +89,10 @@ pub fn run(mut lane: Lane, context: &Context, stop: &AtomicBool) {
         context.lane.note_versions(versions);
         context.lane.set_connected(true, true, context.clock.now_ms());
         metrics::count_connection();
-        tracing::info!(server = %context.here, "connected to both other servers");
+        tracing::info!(server = %context.here, lanes, "connected to both other servers");
         report_disagreements(context);
         let connected = Instant::now();
-        let failure = serve(&mut lane, context, stop);
+        let failure = serve(lane, Underway::new(computing, lanes), context, stop);
         context.lane.set_connected(false, false, context.clock.now_ms());
         if let Err(failure) = failure {
             context.lane.note_error(failure.reason.clone());
@@ -87,13 +102,22 @@ pub fn run(mut lane: Lane, context: &Context, stop: &AtomicBool) {
             // What waits here may be unknown to the others by now: the clients ask again.
             give_up_waiting(context);
         }
+        computing.disconnect(lane);
         lane.disconnect();
         if !stop.load(Ordering::Relaxed) {
             let pause = rejoin.next_pause(connected.elapsed());
             lane.block_on(async { tokio::time::sleep(pause).await });
         }
     }
-    give_up_waiting(context);
+}
+
+/// Establishes the links that are missing. Returns on how many lanes the three servers can compute.
+fn connect(lane: &mut Lane, computing: &mut Computing) -> Result<usize, Box<LaneError>> {
+    lane.connect(CONNECT_PATIENCE)?;
+    let theirs = [Neighbour::Next, Neighbour::Previous].map(|peer| lane.peer_lanes(peer).saturating_sub(1));
+    let lanes = computing.lanes().min(theirs[0]).min(theirs[1]);
+    computing.connect(lane, lanes, CONNECT_PATIENCE)?;
+    Ok(lanes)
 }
 
 /// Tells the operator at once, instead of at the first request.
@@ -125,65 +149,142 @@ fn give_up_waiting(context: &Context) {
 }
 
 /// Serves one connection until it breaks or the server stops.
-fn serve(lane: &mut Lane, context: &Context, stop: &AtomicBool) -> Result<(), Failure> {
-    let mut link = Link::new(lane, context);
-    ledger_watch::compare(&mut link, context)?;
-    context.self_tests.begin_again();
-    if context.here == PartyIndex::ALL[0] {
-        serve_as_leader(&mut link, context, stop)
+fn serve<'a>(
+    lane: &'a mut Lane,
+    underway: Underway<'a>,
+    context: &'a Context,
+    stop: &AtomicBool,
+) -> Result<(), Failure> {
+    let mut link = Link::new(lane, underway, context);
+    let served = serve_link(&mut link, stop);
+    if served.is_err() {
+        link.underway.count_failed();
+    }
+    served
+}
+
+fn serve_link(link: &mut Link<'_>, stop: &AtomicBool) -> Result<(), Failure> {
+    ledger_watch::compare(link, link.context)?;
+    link.context.self_tests.begin_again();
+    if link.context.here == PartyIndex::ALL[0] {
+        serve_as_leader(link, stop)
     } else {
-        context.room.announce_again();
-        serve_as_follower(&mut link, context, stop)
+        link.context.room.announce_again();
+        serve_as_follower(link, stop)
     }
 }
 
-fn serve_as_leader(link: &mut Link<'_>, context: &Context, stop: &AtomicBool) -> Result<(), Failure> {
-    let limits = &context.limits;
+/// What a server learns on its own between two frames.
+enum News {
+    /// Something has changed among the requests or the models that wait.
+    Waiting,
+    /// A lane has computed a batch.
+    Computed(usize, Computed),
+}
+
+/// Whether the server goes on over this connection. If it is to stop, or a certificate has ended, it takes no
+/// further batch, and ends when those under way have ended.
+///
+/// # Errors
+/// That a certificate has ended.
+fn goes_on(link: &mut Link<'_>, stop: &AtomicBool) -> Result<bool, Failure> {
+    let certificates = link.lane.check_certificates();
+    link.closing = if stop.load(Ordering::Relaxed) {
+        Some("it is stopping")
+    } else if certificates.is_err() {
+        Some("it makes its links anew with renewed certificates")
+    } else {
+        None
+    };
+    if link.closing.is_none() || !link.underway.is_empty() {
+        return Ok(true);
+    }
+    certificates.map(|()| false).map_err(|error| link.fail(&error, "stay connected"))
+}
+
+fn serve_as_leader(link: &mut Link<'_>, stop: &AtomicBool) -> Result<(), Failure> {
+    let (context, limits) = (link.context, &link.context.limits);
     let batch_wait = Duration::from_millis(limits.batch_wait_ms);
     // When the oldest request that is ready was first seen to be so.
     let mut ready_since: Option<Instant> = None;
     // Whether requests come together, so that a wait brings further ones. One that comes alone starts at once.
     let mut crowded = false;
     let mut tidied = Instant::now();
-    while !stop.load(Ordering::Relaxed) {
+    while goes_on(link, stop)? {
         link.beat()?;
+        underway::advance(link)?;
         if tidied.elapsed() > TICK {
             tidied = Instant::now();
             give_up_incomplete(link, context)?;
         }
-        if let Some(test) = context.self_tests.take_due() {
-            self_test::lead(link, context, &test)?;
-        }
         // Read before looking, so that an arrival in between ends the wait below.
         let seen = context.room.arrivals();
-        let rows = context.room.rows(|key| link.arrivals.everywhere(key));
-        if rows > 0 {
-            let waited = ready_since.get_or_insert_with(Instant::now).elapsed();
-            if !crowded || rows >= limits.batch_rows || waited >= batch_wait {
-                ready_since = None;
-                crowded = leader::lead(link, context)? > 1;
-                continue;
+        let mut patience = TICK;
+        let alone = link.underway.is_empty();
+        let mut tested = false;
+        if alone
+            && link.closing.is_none()
+            && let Some(test) = context.self_tests.take_due()
+        {
+            self_test::lead(link, context, &test)?;
+            tested = true;
+        }
+        // No batch begins while a test waits for a time without one; between two tests there is one.
+        let may_begin = link.closing.is_none() && (tested || !context.self_tests.is_due());
+        if may_begin && link.underway.free_lane().is_some() {
+            let rows = context.room.rows(|key| link.arrivals.everywhere(key));
+            if rows > 0 {
+                let waited = ready_since.get_or_insert_with(Instant::now).elapsed();
+                if !crowded || rows >= limits.batch_rows || waited >= batch_wait {
+                    ready_since = None;
+                    crowded = leader::lead(link, context)? > 1;
+                    continue;
+                }
+                patience = batch_wait.saturating_sub(waited);
             }
         }
-        let patience = ready_since.map_or(TICK, |since| batch_wait.saturating_sub(since.elapsed()));
-        let news = either(context.room.wait_for_arrival(seen), context.self_tests.wait_until_due());
+        let alone = link.underway.is_empty();
+        let news = async {
+            tokio::select! {
+                (lane, computed) = link.underway.next_computed() => News::Computed(lane, computed),
+                () = context.room.wait_for_arrival(seen) => News::Waiting,
+                () = context.self_tests.wait_until_due(), if alone => News::Waiting,
+            }
+        };
         let event = link.lane.next_event(news, patience);
-        match heard(link, event)? {
-            LaneEvent::Frame(from, LaneFrame { frame: Some(Frame::Arrived(arrived)) }) => {
-                link.arrivals.note(from, &arrived);
-            }
-            LaneEvent::Frame(_, LaneFrame { frame: Some(Frame::Released(released)) }) => {
-                release_kept(context, &released);
-            }
-            LaneEvent::Frame(_, LaneFrame { frame: Some(Frame::ModelWaiting(waiting)) }) => {
-                note_waiting(context, &waiting);
-            }
-            LaneEvent::Other(()) => link.tell()?,
-            LaneEvent::Frame(_, LaneFrame { frame: Some(Frame::Heartbeat(_)) }) | LaneEvent::TimedOut => {}
-            event => return Err(unexpected(link, event)),
-        }
+        hear_as_leader(link, event)?;
     }
     Ok(())
+}
+
+/// Server 0: waits until another batch can begin.
+pub(crate) fn wait_for_lane(link: &mut Link<'_>) -> Result<(), Failure> {
+    loop {
+        underway::advance(link)?;
+        if link.underway.free_lane().is_some() {
+            return Ok(());
+        }
+        let news = async {
+            let (lane, computed) = link.underway.next_computed().await;
+            News::Computed(lane, computed)
+        };
+        let event = link.lane.next_event(news, TICK);
+        hear_as_leader(link, event)?;
+    }
+}
+
+fn hear_as_leader(link: &mut Link<'_>, event: Result<LaneEvent<News>, LaneError>) -> Result<(), Failure> {
+    match heard(link, event)? {
+        LaneEvent::Frame(from, LaneFrame { frame: Some(Frame::Arrived(arrived)) }) => {
+            link.arrivals.note(from, &arrived);
+            Ok(())
+        }
+        LaneEvent::Frame(_, LaneFrame { frame: Some(Frame::ModelWaiting(waiting)) }) => {
+            note_waiting(link.context, &waiting);
+            Ok(())
+        }
+        event => hear(link, event),
+    }
 }
 
 /// Tells clients that have left a server out, here and on the servers that they have not left out.
@@ -213,18 +314,22 @@ fn left_out(server: u8) -> RpcError {
     }
 }
 
-fn serve_as_follower(link: &mut Link<'_>, context: &Context, stop: &AtomicBool) -> Result<(), Failure> {
+fn serve_as_follower(link: &mut Link<'_>, stop: &AtomicBool) -> Result<(), Failure> {
+    let context = link.context;
     let leader = link.neighbour_of(PartyIndex::ALL[0]);
-    while !stop.load(Ordering::Relaxed) {
+    while goes_on(link, stop)? {
         link.beat()?;
+        underway::advance(link)?;
         self_test::announce(link, context)?;
-        let news = either(context.room.wait_for_news(), context.self_tests.wait_until_due());
+        let news = async {
+            tokio::select! {
+                (lane, computed) = link.underway.next_computed() => News::Computed(lane, computed),
+                () = context.room.wait_for_news() => News::Waiting,
+                () = context.self_tests.wait_until_due() => News::Waiting,
+            }
+        };
         let event = link.lane.next_event(news, TICK);
         match heard(link, event)? {
-            LaneEvent::Other(()) => link.tell()?,
-            LaneEvent::Frame(_, LaneFrame { frame: Some(Frame::Released(released)) }) => {
-                release_kept(context, &released);
-            }
             LaneEvent::Frame(_, LaneFrame { frame: Some(Frame::Incomplete(incomplete)) }) => {
                 drop_incomplete(context, &incomplete);
             }
@@ -232,6 +337,7 @@ fn serve_as_follower(link: &mut Link<'_>, context: &Context, stop: &AtomicBool) 
                 follower::follow(link, context, plan)?;
             }
             LaneEvent::Frame(from, LaneFrame { frame: Some(Frame::SelfTest(test)) }) if from == leader => {
+                underway::finish(link)?;
                 self_test::follow(link, context, *test)?;
             }
             LaneEvent::Frame(from, LaneFrame { frame: Some(Frame::ComponentDigests(digests)) })
@@ -239,23 +345,37 @@ fn serve_as_follower(link: &mut Link<'_>, context: &Context, stop: &AtomicBool) 
             {
                 link.early = Some(digests);
             }
-            LaneEvent::Frame(_, LaneFrame { frame: Some(Frame::Heartbeat(_)) }) | LaneEvent::TimedOut => {}
-            event => return Err(unexpected(link, event)),
+            event => hear(link, event)?,
         }
     }
     Ok(())
 }
 
-/// Waits for one of two things.
-async fn either(first: impl Future<Output = ()>, second: impl Future<Output = ()>) {
-    tokio::select! {
-        () = first => {}
-        () = second => {}
+/// What leader and followers hear alike between two batches.
+fn hear(link: &mut Link<'_>, event: LaneEvent<News>) -> Result<(), Failure> {
+    match event {
+        LaneEvent::Other(News::Waiting) => link.tell(),
+        LaneEvent::Other(News::Computed(lane, computed)) => {
+            link.underway.note_computed(lane, computed);
+            Ok(())
+        }
+        LaneEvent::Frame(_, LaneFrame { frame: Some(Frame::Released(released)) }) => {
+            release_kept(link.context, &released);
+            Ok(())
+        }
+        LaneEvent::Frame(from, LaneFrame { frame: Some(Frame::Barrier(barrier)) }) => {
+            link.underway.note_barrier(from, barrier)
+        }
+        LaneEvent::Frame(from, LaneFrame { frame: Some(Frame::Abort(abort)) }) => {
+            Err(given_up(link.lane.index_of(from), &abort))
+        }
+        LaneEvent::Frame(_, LaneFrame { frame: Some(Frame::Heartbeat(_)) }) | LaneEvent::TimedOut => Ok(()),
+        event => Err(unexpected(link, event)),
     }
 }
 
 /// What came between batches, with whom it came from noted.
-fn heard(link: &mut Link<'_>, event: Result<LaneEvent<()>, LaneError>) -> Result<LaneEvent<()>, Failure> {
+fn heard<T>(link: &mut Link<'_>, event: Result<LaneEvent<T>, LaneError>) -> Result<LaneEvent<T>, Failure> {
     let event = event.map_err(|error| link.fail(&error, "stay connected"))?;
     if let LaneEvent::Frame(from, _) = &event {
         link.note_heard(*from);
@@ -263,7 +383,7 @@ fn heard(link: &mut Link<'_>, event: Result<LaneEvent<()>, LaneError>) -> Result
     Ok(event)
 }
 
-fn unexpected(link: &Link<'_>, event: LaneEvent<()>) -> Failure {
+fn unexpected<T>(link: &Link<'_>, event: LaneEvent<T>) -> Failure {
     Failure::fault(match event {
         LaneEvent::Frame(from, _) => {
             format!("server {} sent a frame that is not due between batches", link.lane.index_of(from))
@@ -272,12 +392,12 @@ fn unexpected(link: &Link<'_>, event: LaneEvent<()>) -> Failure {
     })
 }
 
-/// Starts the thread. The receiver fails when the thread has ended, for whatever reason.
+/// Starts the thread, which is also the first lane's. The receiver fails when the thread has ended, for whatever reason.
 ///
 /// # Errors
 /// What the system says when there is no thread left.
 pub fn spawn(
-    lane: Lane,
+    lanes: Vec<Lane>,
     context: Arc<Context>,
     stop: Arc<AtomicBool>,
 ) -> std::io::Result<(std::thread::JoinHandle<()>, oneshot::Receiver<()>)> {
@@ -285,7 +405,7 @@ pub fn spawn(
     let thread = std::thread::Builder::new().name("lane-0".to_owned()).spawn(move || {
         // Dropped when the thread ends, also by a panic.
         let _alive = alive;
-        run(lane, &context, &stop);
+        run(lanes, &context, &stop);
     })?;
     Ok((thread, ended))
 }

@@ -19,7 +19,6 @@ use crate::link::{Failure, Link};
 use crate::models::{Entry, digest_of, internal};
 use crate::owners::{OWNERS_SPENT, check_limit, participants, unpaid};
 use crate::progress::Step;
-use crate::self_test::settle;
 use crate::task::Task;
 use crate::waiting::Waiting;
 
@@ -42,7 +41,13 @@ fn follow_plan(link: &mut Link<'_>, context: &Context, plan: Plan, run_id: RunId
     let leader = link.neighbour_of(PartyIndex::ALL[0]);
     let fellow = if leader == Neighbour::Next { Neighbour::Previous } else { Neighbour::Next };
     link.note_session(plan.batch)?;
-    let prepared = prepare(context, &plan);
+    let prepared = match link.closing {
+        None => prepare(context, &plan),
+        Some(reason) => {
+            let (peer, step) = (context.here.to_string(), reason.to_owned());
+            Err(RpcError::PeerUnavailable { peer, step }.to_refusal())
+        }
+    };
     let keys = request_keys(&plan)?;
     let mut places: Vec<Option<Waiting>> = keys.iter().map(|key| context.room.take(key)).collect();
     // The component that both followers hold is number 2: server 1's next, server 2's own.
@@ -108,10 +113,8 @@ fn follow_plan(link: &mut Link<'_>, context: &Context, plan: Plan, run_id: RunId
             return Err(Failure::fault("the leader runs a request that is not here".to_owned()));
         }
     }
-    carry_out(link, context, &task, &models, plan.batch, run_id, waiting, judgements, kept)?;
-    // All three have taken the plan, so they have these versions ready.
-    settle(context, &models);
-    Ok(())
+    let lane = start.lane as usize;
+    carry_out(link, context, &task, models, plan.batch, run_id, lane, waiting, judgements, kept)
 }
 
 fn receive_start(link: &mut Link<'_>, leader: Neighbour, batch: u64) -> Result<Start, Failure> {

@@ -1,6 +1,7 @@
 //! Server 0's part in agreeing on a batch: it plans, decides and starts.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use concilium_mpc::Neighbour;
 use concilium_privacy::RequestKey;
@@ -17,11 +18,11 @@ use crate::answer::RunId;
 use crate::arrivals::to_wire;
 use crate::batch::{Decision, Judgement, MODELS_MISSING, carry_out, judge};
 use crate::context::Context;
+use crate::evaluator::wait_for_lane;
 use crate::link::{Failure, Link};
 use crate::models::{Entry, digest_of, internal};
 use crate::owners::{OWNERS_SPENT, participants, unpaid, within_limit};
 use crate::progress::Step;
-use crate::self_test::settle;
 use crate::task::Task;
 use crate::waiting::Waiting;
 
@@ -29,7 +30,8 @@ use crate::waiting::Waiting;
 /// them ready.
 const PLANNING_ATTEMPTS: usize = 4;
 
-/// Server 0: plans, agrees and runs one batch of waiting requests. Returns how many they were.
+/// Server 0: plans one batch of waiting requests, agrees on it and begins it, for which a lane must be free.
+/// Returns how many they were.
 pub(crate) fn lead(link: &mut Link<'_>, context: &Context) -> Result<usize, Failure> {
     let arrived = |key: &RequestKey| link.arrivals.everywhere(key);
     let Some((task, keys)) = context.room.next_batch(context.limits.batch_rows, arrived) else {
@@ -62,7 +64,7 @@ pub(crate) fn lead(link: &mut Link<'_>, context: &Context) -> Result<usize, Fail
 fn lead_requests(
     link: &mut Link<'_>,
     context: &Context,
-    task: &Task,
+    task: &Arc<Task>,
     mut pending: Vec<Waiting>,
 ) -> Result<(), Failure> {
     let mut models = within_limit(context.models.ready(task.name()), task.policy.models_per_owner);
@@ -77,9 +79,10 @@ fn lead_requests(
     models.retain(|entry| !unpaid.owners.contains(&entry.key.owner));
     if models.is_empty() && !unpaid.owners.is_empty() {
         if pending.len() > 1 {
-            return pending
-                .into_iter()
-                .try_for_each(|waiting| lead_requests(link, context, task, vec![waiting]));
+            return pending.into_iter().try_for_each(|waiting| {
+                wait_for_lane(link)?;
+                lead_requests(link, context, task, vec![waiting])
+            });
         }
         let keys: Vec<_> = pending.iter().map(|waiting| waiting.key.clone()).collect();
         refuse_all(&mut pending, &unpaid.refusal(task));
@@ -146,7 +149,7 @@ fn lead_attempt(
     context: &Context,
     batch: u64,
     run_id: RunId,
-    task: &Task,
+    task: &Arc<Task>,
     models: &[Entry],
     pending: &mut Vec<Waiting>,
 ) -> Result<Outcome, Failure> {
@@ -183,8 +186,10 @@ fn lead_attempt(
         return Ok(Outcome::Done);
     }
     let decisions = decide(&judgements, &replies)?;
+    let lane = link.underway.free_lane().ok_or_else(|| Failure::fault("no lane is free".to_owned()))?;
     let start = Start {
         batch,
+        lane: lane as u32,
         accepted: positions(&decisions, |decision| matches!(decision, Decision::Run)),
         replayed: positions(&decisions, |decision| matches!(decision, Decision::Replay)),
         refused: decisions
@@ -200,10 +205,8 @@ fn lead_attempt(
     };
     link.send_both(Frame::Start(start))?;
     link.flush()?;
-    let waiting = std::mem::take(pending);
-    carry_out(link, context, task, models, batch, run_id, waiting, judgements, decisions)?;
-    // The others have taken the plan, so they have these versions ready.
-    settle(context, models);
+    let (models, waiting) = (models.to_vec(), std::mem::take(pending));
+    carry_out(link, context, task, models, batch, run_id, lane, waiting, judgements, decisions)?;
     Ok(Outcome::Done)
 }
 

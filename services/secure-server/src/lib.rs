@@ -13,6 +13,7 @@ mod batch;
 pub mod budget_service;
 pub mod calls;
 mod certificates;
+mod computing;
 pub mod config;
 pub mod context;
 pub mod epochs;
@@ -45,6 +46,7 @@ pub mod server;
 mod start;
 pub mod task;
 mod turns;
+mod underway;
 pub mod waiting;
 pub mod web;
 

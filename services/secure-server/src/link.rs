@@ -1,22 +1,27 @@
-//! The lane to the two other servers during one connection, with what a server keeps of it.
+//! The lane on which the servers agree, during one connection, with what a server keeps of it.
 
+use std::future::pending;
 use std::time::{Duration, Instant};
 
 use concilium_mpc::{Neighbour, PartyIndex};
-use concilium_rpc::lane::{Lane, LaneError};
+use concilium_rpc::lane::{Lane, LaneError, LaneEvent};
 use concilium_rpc::status::RpcError;
 use concilium_rpc::v1::lane_frame::Frame;
-use concilium_rpc::v1::{Arrived, ComponentDigests, Heartbeat, Incomplete, ModelWaiting, Released};
+use concilium_rpc::v1::{
+    Abort, Arrived, Barrier, ComponentDigests, Heartbeat, Incomplete, LaneFrame, ModelWaiting, Released,
+};
 
 use crate::answer::RunId;
 use crate::arrivals::{Arrivals, named, to_wire};
 use crate::context::Context;
+use crate::evaluation::Computation;
 use crate::kept::replay;
 use crate::log::join_trace;
 use crate::metrics;
 use crate::models::ModelKey;
 use crate::progress::{Step, Steps};
 use crate::self_test::TestKey;
+use crate::underway::Underway;
 
 /// Why a batch, and with it the present links, were given up.
 #[derive(Debug)]
@@ -35,17 +40,21 @@ impl Failure {
 /// The lane during one connection.
 pub(crate) struct Link<'a> {
     pub(crate) lane: &'a mut Lane,
-    context: &'a Context,
+    pub(crate) context: &'a Context,
     /// The last session of this connection; keys are new with each connection.
     session: u64,
     /// Digests of a batch whose plan has not arrived here yet: the other follower got it sooner.
     pub(crate) early: Option<ComponentDigests>,
     /// On server 0: the requests that the other servers have.
     pub(crate) arrivals: Arrivals,
-    /// Times the steps of batches.
+    /// Times the steps of agreeing, charging and releasing.
     pub(crate) steps: Steps,
-    /// When the present batch began.
-    pub(crate) batch_began: Instant,
+    /// When the servers began to agree on the present batch.
+    pub(crate) planned: Instant,
+    /// The batches that are agreed and not released yet.
+    pub(crate) underway: Underway<'a>,
+    /// Why this server takes no further batch over this connection.
+    pub(crate) closing: Option<&'static str>,
     /// When each neighbour was last heard, and when they were last told that this server lives.
     pulse: Pulse,
 }
@@ -56,6 +65,9 @@ const BEAT: Duration = Duration::from_secs(1);
 /// Shortest silence between batches that ends a connection, however short a time the configuration
 /// allows a peer within a batch: some beats must fit into it.
 const MINIMUM_SILENCE: Duration = Duration::from_secs(5);
+
+/// How long the reason of a failure is waited for.
+const EXPLANATION: Duration = Duration::from_millis(100);
 
 /// The two neighbours' signs of life.
 struct Pulse {
@@ -79,8 +91,8 @@ impl Pulse {
 }
 
 impl<'a> Link<'a> {
-    /// A lane that has just been connected.
-    pub(crate) fn new(lane: &'a mut Lane, context: &'a Context) -> Self {
+    /// A lane that has just been connected, with the lanes on which batches are computed.
+    pub(crate) fn new(lane: &'a mut Lane, underway: Underway<'a>, context: &'a Context) -> Self {
         Link {
             lane,
             context,
@@ -88,7 +100,9 @@ impl<'a> Link<'a> {
             early: None,
             arrivals: Arrivals::default(),
             steps: Steps::default(),
-            batch_began: Instant::now(),
+            planned: Instant::now(),
+            underway,
+            closing: None,
             pulse: Pulse::now(),
         }
     }
@@ -150,7 +164,7 @@ impl<'a> Link<'a> {
         Duration::from_millis(self.context.limits.peer_timeout_ms)
     }
 
-    /// Runs one batch with everything that is logged and measured of it under its span.
+    /// Agrees on one batch with everything that is logged and measured of it under its span.
     pub(crate) fn in_batch<T>(
         &mut self,
         task: &str,
@@ -189,8 +203,8 @@ impl<'a> Link<'a> {
     ) -> Result<T, Failure> {
         join_trace(&span, run_id);
         let span = span.entered();
-        self.context.lane.progress.begin_batch(session);
-        self.batch_began = Instant::now();
+        self.context.lane.control().begin_batch(session, [Duration::ZERO; 3]);
+        self.planned = Instant::now();
         let outcome = run(self);
         // Nobody beats meanwhile.
         self.pulse = Pulse::now();
@@ -201,7 +215,7 @@ impl<'a> Link<'a> {
     }
 
     /// The server that a neighbour is.
-    fn server_at(&self, neighbour: Neighbour) -> PartyIndex {
+    pub(crate) fn server_at(&self, neighbour: Neighbour) -> PartyIndex {
         match neighbour {
             Neighbour::Next => self.context.here.next(),
             Neighbour::Previous => self.context.here.previous(),
@@ -230,7 +244,7 @@ impl<'a> Link<'a> {
     pub(crate) fn flush(&mut self) -> Result<(), Failure> {
         let patience = self.patience();
         // Between batches the lane tells news, which is no step and nothing that a client waits for.
-        let progress = &self.context.lane.progress;
+        let progress = self.context.lane.control();
         let _waiting = self.steps.current().map(|step| progress.wait(step, None, None));
         self.lane.flush(patience).map_err(|error| self.fail(&error, "take a message"))
     }
@@ -273,7 +287,7 @@ impl<'a> Link<'a> {
         wanted: impl FnOnce(Frame) -> Option<T>,
     ) -> Result<T, Failure> {
         let patience = self.patience();
-        let waiting = self.context.lane.progress.wait(step, None, Some(self.server_at(from)));
+        let waiting = self.context.lane.control().wait(step, None, Some(self.server_at(from)));
         let frame = loop {
             let frame = self.lane.receive(from, patience).map_err(|error| self.fail(&error, step.due()))?;
             match frame.frame {
@@ -282,6 +296,9 @@ impl<'a> Link<'a> {
                 Some(Frame::Released(released)) => release_kept(self.context, &released),
                 Some(Frame::Incomplete(incomplete)) => drop_incomplete(self.context, &incomplete),
                 Some(Frame::ModelWaiting(waiting)) => note_waiting(self.context, &waiting),
+                Some(Frame::Barrier(barrier)) if step != Step::Barrier => {
+                    self.underway.note_barrier(from, barrier)?;
+                }
                 Some(Frame::Heartbeat(_)) => {}
                 _ => break frame,
             }
@@ -289,15 +306,55 @@ impl<'a> Link<'a> {
         self.steps.note_wait(waiting.end());
         let peer = self.lane.index_of(from);
         match frame.frame {
-            Some(Frame::Abort(abort)) => {
-                Err(Failure::fault(format!("server {peer} gave up the batch: {}", abort.reason)))
-            }
+            Some(Frame::Abort(abort)) => Err(given_up(peer, &abort)),
             Some(frame) => wanted(frame).ok_or_else(|| {
                 Failure::fault(format!("server {peer} sent another frame than that to {}", step.due()))
             }),
             None => Err(Failure::fault(format!("server {peer} sent an unknown frame"))),
         }
     }
+}
+
+impl Link<'_> {
+    /// Waits until a neighbour has charged for a batch.
+    pub(crate) fn receive_barrier(&mut self, from: Neighbour) -> Result<Barrier, Failure> {
+        self.receive(from, Step::Barrier, |frame| match frame {
+            Frame::Barrier(barrier) => Some(barrier),
+            _ => None,
+        })
+    }
+
+    /// What runs a computation on this lane.
+    pub(crate) fn computation(&mut self) -> Computation<'_> {
+        let patience = self.patience();
+        let progress = self.context.lane.control();
+        Computation { lane: self.lane, steps: &mut self.steps, progress, patience }
+    }
+
+    /// Why a computation ended, better known: a server that gives a batch up says on this lane why, just before
+    /// it drops the lane that computes. Notes it for the clients of the batch.
+    pub(crate) fn explain(&mut self, failure: Failure) -> Failure {
+        let until = Instant::now() + EXPLANATION;
+        let told = loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.lane.next_event(pending::<()>(), left) {
+                Ok(LaneEvent::Frame(from, LaneFrame { frame: Some(Frame::Abort(abort)) })) => {
+                    break given_up(self.lane.index_of(from), &abort);
+                }
+                // The batch is lost, and with it all else that could come now.
+                Ok(LaneEvent::Frame(..)) => {}
+                Ok(_) => break failure,
+                Err(error) => break self.fail(&error, "take part in a batch"),
+            }
+        };
+        self.context.lane.note_error(told.reason.clone());
+        told
+    }
+}
+
+/// A server has given a batch up.
+pub(crate) fn given_up(peer: u8, abort: &Abort) -> Failure {
+    Failure::fault(format!("server {peer} gave up the batch: {}", abort.reason))
 }
 
 /// On server 0: a version waits on another server for its self-test.

@@ -1,20 +1,22 @@
-//! Takes an agreed batch to its end: evaluation, ledger, barrier, release, in this order.
+//! What is done for an agreed batch besides computing it: it is charged for, and its answers leave.
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use concilium_privacy::{NanoRho, Reservation, Settlement};
-use concilium_rpc::v1::lane_frame::Frame;
-use concilium_rpc::v1::{self, EvaluationStatistics};
+use concilium_privacy::{NanoRho, PeerHead, Reservation, Settlement};
+use concilium_rpc::v1::EvaluationStatistics;
+use tracing::Span;
 
-use crate::answer::RunId;
-use crate::barrier::{Meeting, Transcript, charge, meet};
+use crate::answer::{Answer, RunId};
+use crate::barrier::{Charged, Meeting, Transcript, charge};
 use crate::context::Context;
-use crate::evaluation::{Evaluated, evaluate};
+use crate::evaluation::{Evaluated, Outcome, Tested};
 use crate::link::{Failure, Link};
 use crate::metrics;
 use crate::models::Entry;
-use crate::progress::Step;
+use crate::progress::{LaneProgress, Step};
 use crate::receipt::split;
+use crate::self_test::settle;
 use crate::task::Task;
 use crate::waiting::Waiting;
 
@@ -25,12 +27,18 @@ pub(crate) struct Active {
 }
 
 /// An agreed batch.
-pub(crate) struct Batch<'a> {
+pub(crate) struct Batch {
     pub(crate) session: u64,
     pub(crate) run_id: RunId,
-    pub(crate) task: &'a Task,
-    pub(crate) models: &'a [Entry],
+    pub(crate) task: Arc<Task>,
+    pub(crate) models: Vec<Entry>,
     pub(crate) active: Vec<Active>,
+    /// What is logged of the batch belongs into it.
+    pub(crate) span: Span,
+    /// When the servers began to agree on it.
+    pub(crate) planned: Instant,
+    /// When its computation began.
+    pub(crate) began: Instant,
 }
 
 /// What one request is charged when its rows are answered.
@@ -43,75 +51,79 @@ pub(crate) struct Price {
     pub(crate) consenting_rows: Option<u32>,
 }
 
-/// Runs a batch to its end. On a failure before this server's barrier message nothing that was opened
-/// is unpaid and nobody can have released anything; on a later one the charge stays.
-pub(crate) fn run(link: &mut Link<'_>, context: &Context, batch: Batch<'_>) -> Result<(), Failure> {
-    let begin = Instant::now();
-    let session = batch.session;
-    let evaluated = match evaluate(link, context, &batch) {
-        Ok(evaluated) => evaluated,
-        Err(failure) => {
-            abort(link, session, &failure);
-            return Err(failure);
-        }
-    };
-    let Evaluated { released, consensus, traffic } = evaluated;
-    let Batch { run_id, task, models, active, .. } = batch;
-    let statistics = EvaluationStatistics {
-        server_microseconds: u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX),
-        rounds: u64::from(traffic.rounds),
-        bytes_sent: traffic.bytes_sent,
-        batch_rows: active.iter().map(|active| active.waiting.rows).sum(),
-    };
-    let waiting = active.iter().map(|active| &active.waiting);
-    let mut transcript = Transcript::new("answers", task, session, &run_id, models, waiting);
-    transcript.note(consensus.as_deref().unwrap_or_default());
-    let meeting = Meeting { session, transcript: transcript.digest(), components: released.digests(session) };
-    let prices = prices(task, &active, consensus.as_deref());
-    let answers = split(task, models, run_id, &active, &prices, released, &statistics);
-    // Before any receipt names the set.
-    let now_ms = i64::try_from(context.clock.now_ms()).unwrap_or(i64::MAX);
-    if let Err(error) = context.model_sets.note(task, models, now_ms) {
-        let failure = Failure::fault(format!("the set of models cannot be noted: {error}"));
-        abort(link, session, &failure);
-        return Err(failure);
-    }
-    let (mut settlements, mut finished) = (Vec::new(), Vec::new());
-    for ((active, answer), price) in active.into_iter().zip(answers).zip(prices) {
-        let Active { waiting, reservation } = active;
-        settlements.push(Settlement { reservation, charge: price.due, result: answer.to_stored() });
-        finished.push((waiting, answer));
-    }
-    // Durable before this server says so to the others, who release only when all three have said so.
-    let charged = match charge(link, context, task, |ledger| ledger.commit(settlements)) {
-        Ok(charged) => charged,
-        Err(failure) => {
-            abort(link, session, &failure);
-            return Err(failure);
-        }
-    };
-    let peers = meet(link, context, task, &meeting, &charged)?;
-    let keys: Vec<_> = finished.iter().map(|(waiting, _)| waiting.key.clone()).collect();
-    link.steps.enter(Step::Release);
-    finished.into_iter().for_each(|(waiting, answer)| waiting.finish(Ok(answer)));
-    context.release_notes.add(keys, peers);
-    context.lane.count_batch();
-    context.lane.progress.end_batch(context.here, task.name(), traffic.rounds);
-    let (rows, rounds) = (u64::from(statistics.batch_rows), statistics.rounds);
-    let duration = link.batch_began.elapsed();
-    metrics::count_released_batch(task.name(), rows, rounds, duration);
-    tracing::debug!(rows, rounds, bytes_sent = statistics.bytes_sent, ?duration, "released");
-    Ok(())
+/// A batch with a threshold test that is not opened yet.
+pub(crate) struct TestedBatch {
+    pub(crate) batch: Box<Batch>,
+    pub(crate) tested: Box<Tested>,
 }
 
-/// Charges all rows of a batch for the threshold test, durably, and returns when all three servers have
-/// done so: the test's bits may be opened then. The rest of each reservation stays set aside.
-pub(crate) fn charge_threshold(
+/// What may be opened when all three servers have charged for it.
+pub(crate) enum Opening {
+    /// A threshold test, after which the computation goes on.
+    Test(TestedBatch),
+    /// The answers.
+    Answers {
+        /// Without its requests.
+        batch: Box<Batch>,
+        answers: Vec<(Waiting, Answer)>,
+        statistics: EvaluationStatistics,
+    },
+}
+
+impl Opening {
+    /// The batch that it belongs to.
+    pub(crate) fn batch(&self) -> &Batch {
+        match self {
+            Opening::Test(TestedBatch { batch, .. }) | Opening::Answers { batch, .. } => batch,
+        }
+    }
+
+    /// Releases the answers, or gives back the test that may be opened. `peers` are the ends of the other
+    /// servers' ledgers.
+    pub(crate) fn open(
+        self,
+        link: &mut Link<'_>,
+        context: &Context,
+        progress: &LaneProgress,
+        peers: [PeerHead; 2],
+    ) -> Option<TestedBatch> {
+        match self {
+            Opening::Test(tested) => Some(tested),
+            Opening::Answers { batch, answers, statistics } => {
+                let span = batch.span.clone();
+                span.in_scope(|| release(link, context, progress, &batch, answers, statistics, peers));
+                None
+            }
+        }
+    }
+}
+
+/// Charges for what was computed of a batch, durably. What may be opened must wait until the other servers have
+/// done the same.
+pub(crate) fn charge_computed(
     link: &mut Link<'_>,
     context: &Context,
-    batch: &Batch<'_>,
-) -> Result<(), Failure> {
-    let Batch { session, run_id, task, models, active } = batch;
+    progress: &LaneProgress,
+    batch: Box<Batch>,
+    outcome: Outcome,
+) -> Result<(Meeting, Charged, Opening), Failure> {
+    match outcome {
+        Outcome::Tested(tested) => {
+            let (meeting, charged) = charge_threshold(link, context, progress, &batch)?;
+            Ok((meeting, charged, Opening::Test(TestedBatch { batch, tested })))
+        }
+        Outcome::Evaluated(evaluated) => charge_answers(link, context, progress, batch, *evaluated),
+    }
+}
+
+/// Charges all rows of a batch for the threshold test. The rest of each reservation stays set aside.
+fn charge_threshold(
+    link: &mut Link<'_>,
+    context: &Context,
+    progress: &LaneProgress,
+    batch: &Batch,
+) -> Result<(Meeting, Charged), Failure> {
+    let Batch { session, run_id, task, models, active, .. } = batch;
     let parts: Vec<_> = active
         .iter()
         .map(|active| {
@@ -121,12 +133,76 @@ pub(crate) fn charge_threshold(
             (&active.reservation, part.unwrap_or(NanoRho::new(u64::MAX)))
         })
         .collect();
-    let charged = charge(link, context, task, |ledger| ledger.charge_part(&parts))?;
+    let charged = charge(link, context, progress, task, |ledger| ledger.charge_part(&parts))?;
     let waiting = active.iter().map(|active| &active.waiting);
     let transcript = Transcript::new("threshold test", task, *session, run_id, models, waiting).digest();
     // What is opened next is compared when it is opened.
-    let meeting = Meeting { session: *session, transcript, components: [[0; 32]; 2] };
-    meet(link, context, task, &meeting, &charged).map(|_| ())
+    Ok((Meeting { session: *session, transcript, components: [[0; 32]; 2] }, charged))
+}
+
+/// Charges for the answers, and keeps them in the ledger.
+fn charge_answers(
+    link: &mut Link<'_>,
+    context: &Context,
+    progress: &LaneProgress,
+    mut batch: Box<Batch>,
+    evaluated: Evaluated,
+) -> Result<(Meeting, Charged, Opening), Failure> {
+    let Evaluated { released, consensus, traffic } = evaluated;
+    let active = std::mem::take(&mut batch.active);
+    let Batch { session, run_id, task, models, began, .. } = &*batch;
+    let statistics = EvaluationStatistics {
+        server_microseconds: u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX),
+        rounds: u64::from(traffic.rounds),
+        bytes_sent: traffic.bytes_sent,
+        batch_rows: active.iter().map(|active| active.waiting.rows).sum(),
+    };
+    let waiting = active.iter().map(|active| &active.waiting);
+    let mut transcript = Transcript::new("answers", task, *session, run_id, models, waiting);
+    transcript.note(consensus.as_deref().unwrap_or_default());
+    let components = released.digests(*session);
+    let meeting = Meeting { session: *session, transcript: transcript.digest(), components };
+    let prices = prices(task, &active, consensus.as_deref());
+    let parts = split(task, models, *run_id, &active, &prices, released, &statistics);
+    // Before any receipt names the set.
+    let now_ms = i64::try_from(context.clock.now_ms()).unwrap_or(i64::MAX);
+    let noted = context.model_sets.note(task, models, now_ms);
+    noted.map_err(|error| Failure::fault(format!("the set of models cannot be noted: {error}")))?;
+    let (mut settlements, mut answers) = (Vec::new(), Vec::new());
+    for ((active, answer), price) in active.into_iter().zip(parts).zip(prices) {
+        let Active { waiting, reservation } = active;
+        settlements.push(Settlement { reservation, charge: price.due, result: answer.to_stored() });
+        answers.push((waiting, answer));
+    }
+    // Durable before this server says so to the others, who release only when all three have said so.
+    let charged = charge(link, context, progress, task, |ledger| ledger.commit(settlements))?;
+    Ok((meeting, charged, Opening::Answers { batch, answers, statistics }))
+}
+
+fn release(
+    link: &mut Link<'_>,
+    context: &Context,
+    progress: &LaneProgress,
+    batch: &Batch,
+    answers: Vec<(Waiting, Answer)>,
+    statistics: EvaluationStatistics,
+    peers: [PeerHead; 2],
+) {
+    let Batch { task, models, planned, .. } = batch;
+    let keys: Vec<_> = answers.iter().map(|(waiting, _)| waiting.key.clone()).collect();
+    link.steps.enter(Step::Release);
+    // Counted before a client can know, and ask what was counted.
+    context.release_notes.add(keys, peers);
+    context.lane.count_batch();
+    let EvaluationStatistics { rounds, bytes_sent, batch_rows, .. } = statistics;
+    progress.end_batch(context.here, task.name(), rounds as u32);
+    let (rows, duration) = (u64::from(batch_rows), planned.elapsed());
+    metrics::count_released_batch(task.name(), rows, rounds, duration);
+    answers.into_iter().for_each(|(waiting, answer)| waiting.finish(Ok(answer)));
+    tracing::debug!(rows, rounds, bytes_sent, ?duration, "released");
+    link.steps.end();
+    // All three servers have taken the plan, so they have these versions ready.
+    settle(context, models);
 }
 
 /// What each request is charged, now that it is known which rows are answered.
@@ -149,12 +225,4 @@ fn prices(task: &Task, active: &[Active], consensus: Option<&[bool]>) -> Vec<Pri
             Price { due, total, consenting_rows: Some(answered as u32) }
         })
         .collect()
-}
-
-/// Tells the peers, as far as they can be reached.
-fn abort(link: &mut Link<'_>, session: u64, failure: &Failure) {
-    let reason = failure.reason.clone();
-    if link.send_both(Frame::Abort(v1::Abort { batch: session, reason })).is_ok() {
-        let _ = link.flush();
-    }
 }

@@ -99,8 +99,8 @@ pub async fn run(
         true => Some(Site::new(bind("web.listen", config.web.address(here))?)?),
         false => None,
     };
-    let lane = Lane::new(LaneConfig {
-        lane: 0,
+    let lanes = Lane::open(LaneConfig {
+        lanes: 1 + config.limits.lanes,
         listener: peer_listener,
         next_address: config.peers[here.next().number()].clone(),
         tls: tls.clone(),
@@ -124,11 +124,11 @@ pub async fn run(
         limits: config.limits.clone(),
         tls: tls.clone(),
         clock: Arc::new(SystemClock),
-        lane: LaneState::default(),
+        lane: LaneState::new(config.limits.lanes),
         started: Instant::now(),
     });
     let ending = Arc::new(AtomicBool::new(false));
-    let (lane, lane_ended) = evaluator::spawn(lane, Arc::clone(&context), Arc::clone(&ending))?;
+    let (lane, lane_ended) = evaluator::spawn(lanes, Arc::clone(&context), Arc::clone(&ending))?;
     let (health, health_service) = tonic_health::server::health_reporter();
     let stall_warning = Duration::from_millis(config.observability.stall_warning_ms);
     let mut watch = JoinSet::new();

@@ -43,6 +43,9 @@ pub enum LaneError {
         /// How long this server waited, in milliseconds.
         waited_ms: u64,
     },
+    /// Another thread ended the wait ([`super::Interrupt`]).
+    #[error("the lane was given up while it waited for a message")]
+    Interrupted,
     /// There is no link to the peer.
     #[error("there is no link to server {peer}; connect first")]
     NotConnected {

@@ -44,7 +44,10 @@ const MAX_VERSION: usize = 64;
 #[derive(Clone)]
 pub(super) struct Introduction {
     pub(super) party: u8,
-    pub(super) lane: u32,
+    /// Number of the lane.
+    pub(super) lane: u8,
+    /// How many lanes this server has.
+    pub(super) lanes: u8,
     pub(super) tasks: Arc<[TaskPolicy]>,
     pub(super) randomness: FillRandom,
 }
@@ -52,6 +55,7 @@ pub(super) struct Introduction {
 /// What the other side told about itself.
 pub(super) struct Introduced {
     pub(super) contribution: Contribution,
+    pub(super) lanes: usize,
     pub(super) tasks: Vec<TaskPolicy>,
     pub(super) version: String,
 }
@@ -69,7 +73,8 @@ impl Introduction {
         let hello = Hello {
             party: self.party.into(),
             protocol_version: PROTOCOL_VERSION,
-            lane: self.lane,
+            lane: self.lane.into(),
+            lanes: self.lanes.into(),
             key_contribution: Bytes::copy_from_slice(contribution.as_slice()),
             tasks: self.tasks.to_vec(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -111,7 +116,7 @@ impl Introduction {
                 ),
             ));
         }
-        if hello.lane != self.lane {
+        if hello.lane != u32::from(self.lane) {
             return Err(wrong("lane", format!("is {}, but this is lane {}", hello.lane, self.lane)));
         }
         if hello.tasks.len() > MAX_TASKS {
@@ -121,7 +126,8 @@ impl Introduction {
             .map_err(|_| wrong("key_contribution", "does not have 32 bytes".to_owned()))?;
         // For people only, so it is cut and not refused.
         let version = hello.version.chars().take(MAX_VERSION).collect();
-        Ok(Introduced { contribution: Zeroizing::new(contribution), tasks: hello.tasks, version })
+        let lanes = usize::try_from(hello.lanes).unwrap_or(usize::MAX);
+        Ok(Introduced { contribution: Zeroizing::new(contribution), lanes, tasks: hello.tasks, version })
     }
 }
 
@@ -209,6 +215,8 @@ pub(super) struct Link {
     pub(super) peer: u8,
     pub(super) outgoing: Outgoing,
     pub(super) incoming: Streaming<LaneFrame>,
+    /// How many lanes the peer has.
+    pub(super) lanes: usize,
     pub(super) tasks: Vec<TaskPolicy>,
     pub(super) version: String,
     pub(super) pair_key: Zeroizing<[u8; 32]>,
@@ -270,7 +278,7 @@ impl Dialler {
         let refused = |source| LaneError::Refused { peer: self.peer, source };
         let tls = self.tls.current();
         let channel: Channel = quiet_endpoint(self.peer, &self.address, &tls)?
-            .connect_with_connector(socket::connector())
+            .connect_with_connector(socket::connector(self.introduction.lane))
             .await
             .map_err(|error| explain(self.peer, &self.address, &tls, &error))?;
         let (hello, own) = self.introduction.hello().map_err(refused)?;
@@ -285,9 +293,9 @@ impl Dialler {
         let mut incoming = response.into_inner();
         let theirs = self.introduction.expect_hello(self.peer, &mut incoming).await.map_err(refused)?;
         let pair_key = pair_key(&own, &theirs.contribution);
-        let Introduced { tasks, version, .. } = theirs;
+        let Introduced { lanes, tasks, version, .. } = theirs;
         let certificates_end = tls.info().not_after;
-        Ok(Link { peer: self.peer, outgoing, incoming, tasks, version, pair_key, certificates_end })
+        Ok(Link { peer: self.peer, outgoing, incoming, lanes, tasks, version, pair_key, certificates_end })
     }
 
     /// Tells a refusal by the peer's program from a refusal by its TLS layer, which in TLS 1.3 comes

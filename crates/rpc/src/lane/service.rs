@@ -86,7 +86,7 @@ impl Peer for PeerService {
         let (hello, own) = self.introduction.hello()?;
         let (outgoing, replies) = queue();
         let pair_key = pair_key(&theirs.contribution, &own);
-        let Introduced { tasks, version, .. } = theirs;
+        let Introduced { lanes, tasks, version, .. } = theirs;
         let gone = || RpcError::PeerUnavailable {
             peer: format!("server {party}"),
             step: "its lane has stopped".to_owned(),
@@ -95,7 +95,8 @@ impl Peer for PeerService {
             return Err(gone().into());
         }
         let certificates_end = own_end.min(their_end);
-        let link = Link { peer: caller, outgoing, incoming, tasks, version, pair_key, certificates_end };
+        let link =
+            Link { peer: caller, outgoing, incoming, lanes, tasks, version, pair_key, certificates_end };
         self.accept.send(link).map_err(|_| gone())?;
         Ok(Response::new(Replies(replies)))
     }

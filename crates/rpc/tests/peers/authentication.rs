@@ -137,6 +137,7 @@ fn wrong_introductions_are_refused_by_field() {
         key_contribution: vec![1; 32].into(),
         tasks: Vec::new(),
         version: String::new(),
+        lanes: 1,
     };
     let cases = [
         ("hello.party", Some(Frame::Hello(Hello { party: 2, ..good.clone() }))),

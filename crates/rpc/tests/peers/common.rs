@@ -68,8 +68,19 @@ pub(crate) fn lane(
     next: SocketAddr,
     tls: impl Into<ReloadableTls>,
 ) -> Lane {
-    Lane::new(LaneConfig {
-        lane: 0,
+    lanes(1, index, listener, next, tls).remove(0)
+}
+
+/// As many lanes of one server.
+pub(crate) fn lanes(
+    count: usize,
+    index: usize,
+    listener: TcpListener,
+    next: SocketAddr,
+    tls: impl Into<ReloadableTls>,
+) -> Vec<Lane> {
+    Lane::open(LaneConfig {
+        lanes: count,
         listener,
         next_address: next.to_string(),
         tls: tls.into(),

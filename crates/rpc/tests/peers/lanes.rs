@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::common::{PATIENCE, lane, listeners, policy, server_material, three_servers};
+use crate::common::{PATIENCE, lane, lanes, listeners, policy, server_material, three_servers};
 use concilium_mpc::{
     Address, BitShares, Bytes, Channel as _, ChannelError, Neighbour, Party, PartyIndex, Protocol, Step,
     comparison, local, party::MAXIMUM_RECORD_BYTES,
@@ -68,6 +68,79 @@ fn a_protocol_gives_the_same_bits_over_lanes_as_in_memory() {
     let signs = local::reconstruct_bits(&parts);
     let expected: Vec<bool> = values.iter().map(|value| (value.0 as i64) < 0).collect();
     assert_eq!(signs, [expected]);
+}
+
+#[test]
+fn lanes_of_one_port_carry_messages_beside_each_other() {
+    const LANES: usize = 3;
+    let authority = Authority::create().unwrap();
+    let (listeners, addresses) = listeners();
+    let servers = listeners.into_iter().enumerate().map(|(index, listener)| {
+        let next = addresses[(index + 1) % 3];
+        (index, lanes(LANES, index, listener, next, server_material(&authority, index)))
+    });
+    let finished = &AtomicUsize::new(0);
+    // Not for ever: a lane that fails never finishes.
+    let finish = |lane: &mut Lane, lanes: usize| {
+        let begin = Instant::now();
+        while finished.load(Ordering::SeqCst) < lanes && begin.elapsed() < PATIENCE {
+            lane.block_on(async { tokio::time::sleep(Duration::from_millis(1)).await });
+        }
+    };
+    let finish = &finish;
+    thread::scope(|scope| {
+        for (index, lanes) in servers {
+            assert_eq!(lanes.len(), LANES);
+            for (number, mut lane) in lanes.into_iter().enumerate() {
+                scope.spawn(move || {
+                    lane.connect(PATIENCE).unwrap();
+                    assert_eq!(lane.peer_lanes(Neighbour::Next), LANES);
+                    if number == 0 {
+                        // The further lanes' connections come over its port.
+                        finish(&mut lane, 3 * (LANES - 1));
+                    }
+                    let session = number as u64;
+                    let payload = |from: usize| vec![(16 * from + number) as u8; 100_000 * number];
+                    let mut channel = LaneChannel::new(&mut lane, session, PATIENCE);
+                    for sequence in 0..20 {
+                        channel
+                            .send(Neighbour::Next, address(session, sequence), payload(index).into())
+                            .unwrap();
+                        let received =
+                            channel.receive(Neighbour::Previous, address(session, sequence)).unwrap();
+                        assert!(received == payload((index + 2) % 3), "lane {number} of server {index}");
+                    }
+                    finished.fetch_add(1, Ordering::SeqCst);
+                    finish(&mut lane, 3 * LANES);
+                });
+            }
+        }
+    });
+}
+
+#[test]
+fn an_interrupt_ends_the_waits_on_a_lane_until_it_is_disconnected() {
+    let meeting = Barrier::new(3);
+    three_servers(|index, lane| {
+        if index == 0 {
+            let interrupt = lane.interrupt();
+            let begin = Instant::now();
+            let raised = thread::spawn(move || {
+                thread::sleep(Duration::from_millis(50));
+                interrupt.raise();
+            });
+            for _ in 0..2 {
+                let error = lane.receive(Neighbour::Next, PATIENCE).unwrap_err();
+                assert!(matches!(error, LaneError::Interrupted), "{error}");
+            }
+            assert!(begin.elapsed() < PATIENCE);
+            raised.join().unwrap();
+            lane.disconnect();
+            let error = lane.receive(Neighbour::Next, PATIENCE).unwrap_err();
+            assert!(matches!(error, LaneError::NotConnected { .. }), "{error}");
+        }
+        meeting.wait();
+    });
 }
 
 #[test]

@@ -122,6 +122,14 @@ pub const SERVER_KEYS: &[Key] = &[
          memory.",
     ),
     key(
+        "limits.lanes",
+        Kind::Integer { unit: "batches", low: 1, high: 8 },
+        Given::Default("2"),
+        "How many batches are computed beside each other, each over a connection of its own: one computes while \
+         another waits for the network or the disk. Servers that differ use the least of the three. More take more \
+         memory.",
+    ),
+    key(
         "limits.batch_wait_ms",
         milliseconds(0, 10_000),
         Given::Default("1"),

@@ -91,6 +91,8 @@ pub struct IdentitySection {
 pub struct LimitSection {
     /// Most rows that are evaluated together.
     pub batch_rows: usize,
+    /// Batches that are computed beside each other.
+    pub lanes: usize,
     /// How long server 0 waits for further requests before it starts a batch, in milliseconds, if the
     /// last batch held several. A request that comes alone starts at once.
     pub batch_wait_ms: u64,

@@ -89,7 +89,7 @@ fn read_gauges(context: &Context) {
     for (peer, connected) in [context.here.next(), context.here.previous()].into_iter().zip(connected) {
         gauge!(names::PEER_CONNECTED.name, "peer" => label(Some(peer))).set(f64::from(u8::from(connected)));
     }
-    let wait = context.lane.progress.current_wait().map_or(Duration::ZERO, |wait| wait.waited());
+    let wait = context.lane.longest_wait().map_or(Duration::ZERO, |wait| wait.waited());
     gauge!(names::WAIT.name).set(wait.as_secs_f64());
     // A ledger that can't be read leaves its last values; the error is told to those who call.
     if let Ok(head) = context.ledger.head() {

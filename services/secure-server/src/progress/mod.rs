@@ -96,18 +96,25 @@ struct Inner {
 /// Ends the wait when it is dropped.
 pub(crate) struct Waiting<'a> {
     progress: &'a LaneProgress,
+    wait: Wait,
+    ended: bool,
 }
 
 impl Waiting<'_> {
     /// Ends the wait and tells how long this server waited for another one; zero for a wait of its own.
-    pub(crate) fn end(self) -> Duration {
+    pub(crate) fn end(mut self) -> Duration {
         self.finish()
     }
 
-    fn finish(&self) -> Duration {
+    fn finish(&mut self) -> Duration {
+        if std::mem::replace(&mut self.ended, true) {
+            return Duration::ZERO;
+        }
         let mut inner = self.progress.lock();
-        let Some(Wait { peer: Some(peer), since, .. }) = inner.wait.take() else { return Duration::ZERO };
-        let waited = since.elapsed();
+        // A batch may wait at its barrier while the next one waits on the same lane.
+        inner.wait.take_if(|wait| wait.number == self.wait.number);
+        let Some(peer) = self.wait.peer else { return Duration::ZERO };
+        let waited = self.wait.waited();
         inner.waited[peer.number()] += waited;
         waited
     }
@@ -115,7 +122,6 @@ impl Waiting<'_> {
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        // Nothing is left to take after `end`.
         self.finish();
     }
 }
@@ -132,8 +138,9 @@ impl LaneProgress {
         let mut inner = self.lock();
         inner.waits += 1;
         let number = inner.waits;
-        inner.wait = Some(Wait { step, round, peer, since: Instant::now(), number });
-        Waiting { progress: self }
+        let wait = Wait { step, round, peer, since: Instant::now(), number };
+        inner.wait = Some(wait);
+        Waiting { progress: self, wait, ended: false }
     }
 
     /// What the lane waits for now.
@@ -151,11 +158,17 @@ impl LaneProgress {
         self.lock().session
     }
 
-    /// Begins a batch, and forgets the waits of the one before.
-    pub(crate) fn begin_batch(&self, session: u64) {
+    /// Begins a batch that has waited for each server so long elsewhere, and forgets the waits of the one
+    /// before.
+    pub(crate) fn begin_batch(&self, session: u64, waited: [Duration; 3]) {
         let mut inner = self.lock();
         inner.session = session;
-        inner.waited = [Duration::ZERO; 3];
+        inner.waited = waited;
+    }
+
+    /// How long the present batch has waited for each server.
+    pub(crate) fn waited(&self) -> [Duration; 3] {
+        self.lock().waited
     }
 
     /// Notes a batch that was released, and records its waits.

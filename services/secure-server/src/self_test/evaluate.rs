@@ -14,7 +14,6 @@ use ndarray::Array2;
 
 use crate::answer::RunId;
 use crate::context::Context;
-use crate::evaluation::channel;
 use crate::link::{Failure, Link};
 use crate::models::Entry;
 use crate::task::Task;
@@ -59,7 +58,9 @@ pub(super) fn evaluate(
     };
     let keys = link.lane.pairwise_keys().map_err(|error| link.fail(&error, "share a key"))?;
     let limit = Duration::from_millis(context.limits.self_test_timeout_ms);
-    let mut timed = Timed { channel: channel(link, context, task, session), end: Instant::now() + limit };
+    let mut computation = link.computation();
+    let channel = computation.channel(context, task.name(), session);
+    let mut timed = Timed { channel, end: Instant::now() + limit };
     let mut party = Party::new(context.here, session, &keys, &mut timed);
     // A fault in the program that a model brings to light must not end the server, nor come again in a batch.
     let outcome = catch_unwind(AssertUnwindSafe(|| {

@@ -61,6 +61,11 @@ impl SelfTests {
         self.lock().due.pop_first()
     }
 
+    /// Whether a test is due.
+    pub fn is_due(&self) -> bool {
+        !self.lock().due.is_empty()
+    }
+
     /// On a new connection: every test that is waited for is due again.
     pub fn begin_again(&self) {
         let mut inner = self.lock();
@@ -92,7 +97,7 @@ impl SelfTests {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            if !self.lock().due.is_empty() {
+            if self.is_due() {
                 return;
             }
             changed.await;
