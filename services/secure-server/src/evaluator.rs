@@ -243,11 +243,14 @@ fn serve_as_leader(link: &mut Link<'_>, stop: &AtomicBool) -> Result<(), Failure
                 patience = batch_wait.saturating_sub(waited);
             }
         }
-        let alone = link.underway.is_empty();
+        let (alone, until_news) = (link.underway.is_empty(), link.until_news());
+        if !until_news.is_zero() {
+            patience = patience.min(until_news);
+        }
         let news = async {
             tokio::select! {
                 (lane, computed) = link.underway.next_computed() => News::Computed(lane, computed),
-                () = context.room.wait_for_arrival(seen) => News::Waiting,
+                () = context.room.wait_for_arrival(seen), if until_news.is_zero() => News::Waiting,
                 () = context.self_tests.wait_until_due(), if alone => News::Waiting,
             }
         };
@@ -321,14 +324,16 @@ fn serve_as_follower(link: &mut Link<'_>, stop: &AtomicBool) -> Result<(), Failu
         link.beat()?;
         underway::advance(link)?;
         self_test::announce(link, context)?;
+        let until_news = link.until_news();
+        let patience = if until_news.is_zero() { TICK } else { until_news };
         let news = async {
             tokio::select! {
                 (lane, computed) = link.underway.next_computed() => News::Computed(lane, computed),
-                () = context.room.wait_for_news() => News::Waiting,
+                () = context.room.wait_for_news(), if until_news.is_zero() => News::Waiting,
                 () = context.self_tests.wait_until_due() => News::Waiting,
             }
         };
-        let event = link.lane.next_event(news, TICK);
+        let event = link.lane.next_event(news, patience);
         match heard(link, event)? {
             LaneEvent::Frame(_, LaneFrame { frame: Some(Frame::Incomplete(incomplete)) }) => {
                 drop_incomplete(context, &incomplete);

@@ -53,6 +53,8 @@ pub(crate) struct Link<'a> {
     pub(crate) planned: Instant,
     /// The batches that are agreed and not released yet.
     pub(crate) underway: Underway<'a>,
+    /// When the others were last told what had come here.
+    told: Instant,
     /// Why this server takes no further batch over this connection.
     pub(crate) closing: Option<&'static str>,
     /// When each neighbour was last heard, and when they were last told that this server lives.
@@ -65,6 +67,9 @@ const BEAT: Duration = Duration::from_secs(1);
 /// Shortest silence between batches that ends a connection, however short a time the configuration
 /// allows a peer within a batch: some beats must fit into it.
 const MINIMUM_SILENCE: Duration = Duration::from_secs(5);
+
+/// Shortest pause between two looks at what has come, while batches are under way.
+const NEWS_PAUSE: Duration = Duration::from_millis(1);
 
 /// How long the reason of a failure is waited for.
 const EXPLANATION: Duration = Duration::from_millis(100);
@@ -102,6 +107,7 @@ impl<'a> Link<'a> {
             steps: Steps::default(),
             planned: Instant::now(),
             underway,
+            told: Instant::now(),
             closing: None,
             pulse: Pulse::now(),
         }
@@ -249,8 +255,18 @@ impl<'a> Link<'a> {
         self.lane.flush(patience).map_err(|error| self.fail(&error, "take a message"))
     }
 
+    /// How long what comes here may wait until it is looked at. While batches are under way it is looked at
+    /// together: a batch could not begin much sooner, and each look takes time from those.
+    pub(crate) fn until_news(&self) -> Duration {
+        match self.underway.is_empty() {
+            true => Duration::ZERO,
+            false => NEWS_PAUSE.saturating_sub(self.told.elapsed()),
+        }
+    }
+
     /// Tells the others what they have not been told.
     pub(crate) fn tell(&mut self) -> Result<(), Failure> {
+        self.told = Instant::now();
         let replayed = to_wire(self.context.room.take_replayed());
         if !replayed.is_empty() {
             self.send_both(Frame::Released(Released { requests: replayed }))?;
