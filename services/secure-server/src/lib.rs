@@ -1,10 +1,11 @@
 //! The program that one of the three secure servers runs.
 //!
 //! A server takes requests in ([`prediction`], [`model_service`], [`budget_service`],
-//! [`operations_service`]) on a multi-thread runtime and evaluates them on a thread of its own
-//! ([`evaluator`]), which owns the links to the two other servers and runs batches one after the other
-//! as plain synchronous code. Between the two lies the [`waiting`] room.
+//! [`operations_service`]) on a multi-thread runtime. Between them and the two other servers lies the
+//! [`waiting`] room: a thread of its own ([`evaluator`]) agrees with the others on batches, charges for them and
+//! releases them, and further threads compute them, all as plain synchronous code over lanes of their own.
 
+mod allocation;
 mod answer;
 pub mod arguments;
 mod arrivals;

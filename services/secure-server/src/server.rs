@@ -21,6 +21,7 @@ use concilium_rpc::v1::operations_server::OperationsServer;
 use concilium_rpc::v1::prediction_server::PredictionServer;
 use tokio::task::JoinSet;
 
+use crate::allocation;
 use crate::budget_service::BudgetService;
 use crate::calls::CallLayer;
 use crate::certificates;
@@ -63,6 +64,7 @@ pub async fn run(
     randomness: &Randomness,
     stop: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
+    allocation::keep_memory();
     // Before anything is served, so that nobody finds a server ready that computes wrongly.
     concilium_mpc::self_check()?;
     let products = concilium_ring::self_check();
