@@ -43,6 +43,7 @@ const TABLES: [(TableSet, &str, &[Row]); 5] = [
             "--batch 128 --transport memory",
             "--batch 128",
             "--batch 128 --release label",
+            "--batch 128 --ring 32",
         ],
     ),
     (
@@ -56,6 +57,8 @@ const TABLES: [(TableSet, &str, &[Row]); 5] = [
             "--owners 50",
             "--owners 50 --release label",
             "--owners 250",
+            "--owners 50 --ring 32",
+            "--owners 250 --ring 32",
         ],
     ),
     (
@@ -68,6 +71,8 @@ const TABLES: [(TableSet, &str, &[Row]); 5] = [
             "--network lenet --batch 32 --transport memory --release logits",
             "--network lenet --batch 32 --transport memory",
             "--network lenet --batch 32",
+            "--network lenet --ring 32",
+            "--network lenet --batch 32 --ring 32",
         ],
     ),
     (
@@ -79,6 +84,7 @@ const TABLES: [(TableSet, &str, &[Row]); 5] = [
             "--owners 50 --delay-ms 20 --bandwidth-mbit 100",
             "--network lenet --delay-ms 20",
             "--network lenet --batch 32 --delay-ms 20 --bandwidth-mbit 100",
+            "--delay-ms 20 --clients 8",
         ],
     ),
     (

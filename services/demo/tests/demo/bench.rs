@@ -119,6 +119,23 @@ fn rounds_do_not_depend_on_owners_or_batch() {
 }
 
 #[test]
+fn no_server_sends_more_than_the_best_of_the_other_systems() {
+    // MP-SPDZ with its replicated ring, in bytes for each party: docs/performance.md has the table.
+    let theirs = [
+        ("--network mlp:784-128-128-10", 10_000),
+        ("--network mlp:784-128-128-10 --owners 50", 600_000),
+        ("--network lenet --batch 32", 23_000_000),
+    ];
+    let demo = Demo::new();
+    for (line, most) in theirs {
+        let json = demo.report(&format!("bench {line} --transport memory --repeat 1 --seed 1"));
+        let bytes: Vec<u64> = serde_json::from_value(json["bytes_per_party"].clone()).unwrap();
+        assert_eq!(bytes.len(), 3);
+        assert!(bytes.iter().all(|&bytes| 0 < bytes && bytes <= most), "{line}: {bytes:?} of {most}");
+    }
+}
+
+#[test]
 fn logits_are_measured_in_memory_and_refused_for_servers() {
     let demo = Demo::new();
     let logits = demo.report(&format!("{SMALL} --release logits --transport memory"));
