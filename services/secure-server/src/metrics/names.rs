@@ -92,7 +92,7 @@ metrics! {
     STALLS "stalls_total" Counter, "stalls", ["step", "peer"],
         "Waits longer than `observability.stall_warning_ms`, by the step and the peer waited for; the peer is `none` for this server's own disk or noise.";
     WAIT "wait_seconds" Gauge, "seconds", [],
-        "Age of the wait that the running batch is in; 0 if there is none.";
+        "Age of the longest wait that a running batch is in; 0 if there is none.";
     LEDGER_COMMIT "ledger_commit_seconds" Histogram(SECONDS), "seconds", [],
         "Time in which the ledger made a batch's charges durable.";
     LEDGER_ENTRIES "ledger_entries" Gauge, "entries", [],
