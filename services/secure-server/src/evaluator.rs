@@ -1,6 +1,6 @@
 //! The thread on which the servers agree: it keeps the lanes to the two other servers up, and agrees on batches,
 //! charges for them and releases them, as leader on server 0 and as follower on the others. The batches are
-//! computed on lanes and threads of their own ([`crate::computing`]).
+//! computed on lanes and threads of their own.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
