@@ -252,7 +252,8 @@ impl<'a> Predictor<'a> {
             let source = in_whole_input(source, range.start);
             PredictError::Input { task: self.task.name.clone(), source }
         })?;
-        Ok(Zeroizing::new(encoded.into_iter().collect()))
+        // Taken as it is: a copy would leave this one behind.
+        Ok(Zeroizing::new(encoded.into_raw_vec_and_offset().0))
     }
 
     async fn predict_request(

@@ -2,13 +2,13 @@
 
 use bytes::Bytes;
 use concilium_mpc::input::{Component, DealtShare, InputError, SEED_BYTES, deal, deal_from_seeds};
-use concilium_ring::Element;
+use concilium_ring::{Element, WipedBytes, wipe};
 use concilium_rpc::{
     chunk::chunks,
     v1::{self, component::Kind},
 };
 use rand::TryRng;
-use zeroize::{Zeroize as _, Zeroizing};
+use zeroize::Zeroizing;
 
 /// What one server gets: two components and their data. SECRET; wiped when the last copy is dropped,
 /// as far as it is not in the buffers of the transport.
@@ -48,8 +48,8 @@ impl From<DealtShare> for Part {
             let kind = match component {
                 Component::Seed(seed) => Kind::Seed(Bytes::from_owner(Zeroizing::new(*seed))),
                 Component::Data(bytes) => {
-                    let bytes = Zeroizing::new(std::mem::take(bytes));
-                    let length = bytes.len() as u64;
+                    let bytes = WipedBytes::new(std::mem::take(bytes));
+                    let length = bytes.as_ref().len() as u64;
                     data.push(Bytes::from_owner(bytes));
                     Kind::DataBytes(length)
                 }
@@ -72,7 +72,7 @@ pub fn share<E: Element, R: TryRng, T>(
     inspect: impl FnOnce(&[DealtShare; 3]) -> T,
 ) -> Result<([Part; 3], T), InputError> {
     let dealt = deal(&values, random);
-    bytemuck::cast_slice_mut::<E, u8>(&mut values).zeroize();
+    wipe(&mut values);
     let dealt = dealt?;
     let inspected = inspect(&dealt);
     Ok((dealt.map(Part::from), inspected))
@@ -82,7 +82,7 @@ pub fn share<E: Element, R: TryRng, T>(
 /// different values: see [`crate::repeat`].
 pub fn share_from_seeds<E: Element>(mut values: Vec<E>, seeds: &[[u8; SEED_BYTES]; 2]) -> [Part; 3] {
     let dealt = deal_from_seeds(&values, seeds);
-    bytemuck::cast_slice_mut::<E, u8>(&mut values).zeroize();
+    wipe(&mut values);
     dealt.map(Part::from)
 }
 

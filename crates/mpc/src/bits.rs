@@ -3,9 +3,9 @@
 
 use std::borrow::Cow;
 
-use concilium_ring::Element;
+use concilium_ring::{Element, wipe};
 
-use crate::shares::{wipe_slice, words_of};
+use crate::shares::words_of;
 
 /// Words of a plane that are computed at once: a vector of the widest kind, or several narrower ones.
 pub(crate) const LANES: usize = 8;
@@ -117,7 +117,7 @@ pub(crate) fn unpack(mut words: Vec<u64>, planes: usize, bits: usize) -> Vec<u64
     for (plane, target) in planar.chunks_exact_mut(per_plane).enumerate() {
         copy_bits(&words, plane * bits, target, 0, bits);
     }
-    wipe_slice(&mut words);
+    wipe(&mut words);
     planar
 }
 

@@ -32,10 +32,12 @@
 
 use std::collections::BTreeMap;
 
+use concilium_ring::wipe;
+
 use crate::channel::{Channel, Protocol};
 use crate::dealt::{self, Planes};
 use crate::party::{MpcError, Party, PartyIndex};
-use crate::shares::{BitShares, wipe_slice, words_of};
+use crate::shares::{BitShares, words_of};
 use crate::vectorised::vectorised;
 
 /// Words of a plane that are computed with at a time, so that they stay near the processor.
@@ -104,7 +106,7 @@ pub fn evaluate<C: Channel>(
         |message, [own, next]| {
             let mut c: Vec<_> = own.iter().zip(next).map(|(own, next)| own ^ next).collect();
             add_coefficients(message, &c, words, polynomials);
-            wipe_slice(&mut c);
+            wipe(&mut c);
         },
         |found, coefficients, d, first| add_values(found, coefficients, d, words, polynomials, first),
     )

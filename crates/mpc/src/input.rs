@@ -6,12 +6,12 @@
 //! the third.
 
 use aes::Aes256;
-use concilium_ring::Element;
 use concilium_ring::element::{read_elements, write_elements};
+use concilium_ring::{Element, wipe};
 use ctr::cipher::{KeyIvInit, StreamCipher};
 use rand::TryRng;
 use thiserror::Error;
-use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::party::PartyIndex;
 
@@ -41,14 +41,23 @@ pub enum InputError {
     Randomness(String),
 }
 
-/// One component of a sharing, as it is sent and stored.
-#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+/// One component of a sharing, as it is sent and stored. Overwritten when it is dropped.
+#[derive(Clone)]
 pub enum Component {
     /// The component is the AES-256 counter-mode keystream of this key from block 0, read as
     /// little-endian elements. A seed expands to one component only.
     Seed([u8; SEED_BYTES]),
     /// The component's elements, little-endian.
     Data(Vec<u8>),
+}
+
+impl Drop for Component {
+    fn drop(&mut self) {
+        match self {
+            Component::Seed(seed) => seed.zeroize(),
+            Component::Data(bytes) => wipe(bytes),
+        }
+    }
 }
 
 impl Component {
@@ -123,7 +132,7 @@ pub fn deal_from_seeds<E: Element>(values: &[E], seeds: &[[u8; SEED_BYTES]; 2]) 
     for seed in seeds {
         let mut expanded = expand_seed::<E>(seed, values.len());
         rest.iter_mut().zip(&expanded).for_each(|(value, &component)| *value -= component);
-        bytemuck::cast_slice_mut::<E, u8>(&mut expanded).zeroize();
+        wipe(&mut expanded);
     }
     let mut data = Vec::with_capacity(rest.len() * E::BYTES);
     write_elements(&rest, &mut data);

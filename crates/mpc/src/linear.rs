@@ -31,7 +31,7 @@ impl<E: Element> SharedMatrix<E> {
         let mut sum = own.to_owned();
         sum.zip_mut_with(&next, |a, &b| *a += b);
         let packed = PackedMatrix::pack(sum.view());
-        crate::shares::wipe(&mut sum);
+        crate::shares::wipe_matrix(&mut sum);
         SharedMatrix { sum: packed, own: PackedMatrix::pack(own) }
     }
 

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use concilium_ring::Element;
+use concilium_ring::{Element, wipe};
 use ndarray::{Array2, ArrayView2, Axis, Slice, concatenate};
 
 use crate::bits;
@@ -143,7 +143,7 @@ impl<E: Element> Shares<E> {
             for &(left, right) in pairs {
                 differences.extend(of(left).iter().zip(of(right)).map(|(&left, &right)| left - right));
             }
-            wipe(&mut columns);
+            wipe_matrix(&mut columns);
             Array2::from_shape_vec((pairs.len(), rows), differences).expect("lengths match the shape")
         };
         Shares { own: difference(&self.own), next: difference(&self.next) }
@@ -152,23 +152,16 @@ impl<E: Element> Shares<E> {
 
 impl<E: Element> Drop for Shares<E> {
     fn drop(&mut self) {
-        wipe(&mut self.own);
-        wipe(&mut self.next);
+        wipe_matrix(&mut self.own);
+        wipe_matrix(&mut self.next);
     }
 }
 
 /// Overwrites a matrix of secrets.
-pub(crate) fn wipe<E: Element>(array: &mut Array2<E>) {
+pub(crate) fn wipe_matrix<E: Element>(array: &mut Array2<E>) {
     if let Some(elements) = array.as_slice_memory_order_mut() {
-        wipe_slice(elements);
+        wipe(elements);
     }
-}
-
-/// Overwrites secrets with vector stores. The barrier keeps the compiler from leaving them out, as
-/// volatile stores would, which however write one element, or byte, at a time.
-pub(crate) fn wipe_slice<T: bytemuck::Pod>(secrets: &mut [T]) {
-    secrets.fill(T::zeroed());
-    zeroize::optimization_barrier(secrets);
 }
 
 /// One server's term of an additive sharing: the sum over the three servers is the value. Products
@@ -194,7 +187,7 @@ impl<E: Element> AdditiveShare<E> {
 
 impl<E: Element> Drop for AdditiveShare<E> {
     fn drop(&mut self) {
-        wipe(&mut self.0);
+        wipe_matrix(&mut self.0);
     }
 }
 
@@ -293,8 +286,8 @@ impl BitShares {
 
 impl Drop for BitShares {
     fn drop(&mut self) {
-        wipe_slice(&mut self.own);
-        wipe_slice(&mut self.next);
+        wipe(&mut self.own);
+        wipe(&mut self.next);
     }
 }
 

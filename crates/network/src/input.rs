@@ -247,9 +247,8 @@ impl InputDomain {
     /// or the expected shape when the length is wrong.
     pub fn encode_row(&self, row: &[f64], fractional_bits: u32) -> Result<Vec<i64>, InputError> {
         let format = input_format(fractional_bits)?;
-        let exponents = self.exponents();
         let mut encoded = Vec::with_capacity(self.features());
-        self.encode_into(row.iter().copied(), None, &exponents, format, &mut encoded)?;
+        self.encode_into(row.iter().copied(), None, &self.divisions(), format, &mut encoded)?;
         Ok(encoded)
     }
 
@@ -259,15 +258,15 @@ impl InputDomain {
     /// As [`Self::encode_row`], naming the row as well.
     pub fn encode(&self, rows: ArrayView2<'_, f64>, fractional_bits: u32) -> Result<Array2<i64>, InputError> {
         let format = input_format(fractional_bits)?;
-        let exponents = self.exponents();
         // Before anything is reserved: a batch of the wrong width is refused at its first row.
         if rows.ncols() != self.features() {
             return Err(self.length_error(Some(0), rows.ncols()));
         }
+        let divisions = self.divisions();
         let mut encoded = Vec::with_capacity(rows.len());
         for (index, row) in rows.axis_iter(Axis(0)).enumerate() {
             let values = row.iter().copied();
-            self.encode_into(values, Some(index), &exponents, format, &mut encoded)?;
+            self.encode_into(values, Some(index), &divisions, format, &mut encoded)?;
         }
         Ok(Array2::from_shape_vec(rows.dim(), encoded)
             .expect("every row pushed as many values as the domain has features"))
@@ -277,11 +276,16 @@ impl InputDomain {
         InputError::Length { row, found, expected: self.features(), shape: self.shape.clone() }
     }
 
+    /// What divides the values of each feature by its scale.
+    fn divisions(&self) -> Vec<f64> {
+        self.exponents().into_iter().map(|exponent| 2_f64.powi(-exponent)).collect()
+    }
+
     fn encode_into(
         &self,
         values: impl ExactSizeIterator<Item = f64>,
         row: Option<usize>,
-        exponents: &[i32],
+        divisions: &[f64],
         format: FixedPoint,
         encoded: &mut Vec<i64>,
     ) -> Result<(), InputError> {
@@ -297,7 +301,7 @@ impl InputDomain {
             if value < minimum - tolerance || value > maximum + tolerance {
                 return Err(InputError::OutOfRange { row, feature, value, minimum, maximum });
             }
-            encoded.push(encode_value(value.clamp(minimum, maximum), exponents[feature], format));
+            encoded.push(encode_value(value.clamp(minimum, maximum), divisions[feature], format));
         }
         Ok(())
     }
@@ -305,13 +309,13 @@ impl InputDomain {
     /// Smallest and largest encoded value of every feature.
     pub(crate) fn encoded_bounds(&self, format: FixedPoint) -> Vec<(i64, i64)> {
         // Rounding is monotonic, so the encoded bounds enclose every encoded value.
-        self.exponents()
+        self.divisions()
             .into_iter()
             .enumerate()
-            .map(|(feature, exponent)| {
+            .map(|(feature, division)| {
                 (
-                    encode_value(self.minimum[feature], exponent, format),
-                    encode_value(self.maximum[feature], exponent, format),
+                    encode_value(self.minimum[feature], division, format),
+                    encode_value(self.maximum[feature], division, format),
                 )
             })
             .collect()
@@ -366,16 +370,18 @@ fn exponent(magnitude: f64) -> i32 {
     if magnitude == 0.0 {
         return 0;
     }
-    (MINIMUM_EXPONENT..MAXIMUM_EXPONENT)
-        .find(|&candidate| magnitude <= 2_f64.powi(candidate))
-        .unwrap_or(MAXIMUM_EXPONENT)
+    // Of a number below 2^-1022 the bits say too small an exponent, which is below the range anyhow.
+    let bits = magnitude.to_bits();
+    let floor = (bits >> (f64::MANTISSA_DIGITS - 1)) as i32 - (f64::MAX_EXP - 1);
+    let is_power = bits << (u64::BITS - f64::MANTISSA_DIGITS + 1) == 0;
+    (floor + i32::from(!is_power)).clamp(MINIMUM_EXPONENT, MAXIMUM_EXPONENT)
 }
 
-/// `round(value · 2^(fractional_bits - exponent))` for a value within the range of its feature.
-fn encode_value(value: f64, exponent: i32, format: FixedPoint) -> i64 {
+/// `round(value · division · 2^fractional_bits)` for a value within the range of its feature.
+fn encode_value(value: f64, division: f64, format: FixedPoint) -> i64 {
     // Multiplying by a power of two is exact here, so the only error is the rounding.
     format
-        .encode_integer(value * 2_f64.powi(-exponent))
+        .encode_integer(value * division)
         .expect("a value within its range is at most 1 when divided by the scale of its feature")
 }
 

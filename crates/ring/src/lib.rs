@@ -10,7 +10,9 @@ compile_error!("ring elements are sent as they lie in memory, so only little-end
 pub mod element;
 pub mod fixed_point;
 pub mod matrix;
+pub mod wipe;
 
 pub use element::{Element, Z32, Z64};
 pub use fixed_point::{FixedPoint, FixedPointError};
 pub use matrix::{Kernel, PackedMatrix, SelfCheck, kernel_name, self_check};
+pub use wipe::{WipedBytes, wipe};

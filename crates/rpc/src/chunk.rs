@@ -6,8 +6,9 @@
 //! announced.
 
 use bytes::Bytes;
+use concilium_ring::wipe;
 use thiserror::Error;
-use zeroize::{Zeroize as _, Zeroizing};
+use zeroize::Zeroizing;
 
 use crate::status::RpcError;
 
@@ -100,7 +101,7 @@ impl Part {
             let capacity = needed.saturating_mul(2).min(announced);
             let mut larger = Vec::with_capacity(capacity);
             larger.extend_from_slice(&self.bytes);
-            self.bytes.zeroize();
+            wipe(&mut self.bytes);
             self.bytes = Zeroizing::new(larger);
         }
         self.bytes.extend_from_slice(piece);

@@ -17,11 +17,10 @@ use concilium_mpc::{
 use concilium_network::{
     FixedNetwork, FixedStep, InputDomain, InputError, Network, Operation, Ring, Rounding, StepError,
 };
-use concilium_ring::{Z32, Z64};
+use concilium_ring::{Z32, Z64, wipe};
 use ndarray::{Array2, s};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use thiserror::Error;
-use zeroize::Zeroize as _;
 
 /// Why the run says nothing, or says that the model must not be shared.
 #[derive(Debug, Error)]
@@ -327,7 +326,7 @@ fn deal_rows<E: RingElement>(encoded: &Array2<i64>) -> Result<[Shares<E>; 3], Se
 
 fn deal_and_wipe<E: RingElement>(mut elements: Vec<E>) -> Result<[DealtShare; 3], SharingError> {
     let dealt = deal(&elements, &mut rand::rngs::SysRng);
-    bytemuck::cast_slice_mut::<E, u8>(&mut elements).zeroize();
+    wipe(&mut elements);
     dealt
 }
 

@@ -3,7 +3,6 @@
 use std::sync::OnceLock;
 
 use ndarray::{Array2, ArrayViewMut2, s};
-use zeroize::Zeroize;
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use super::amx;
@@ -13,6 +12,7 @@ use super::product::Product;
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
 use crate::element::{Element, Z32, Z64};
+use crate::wipe::wipe;
 
 /// Code that multiplies matrices, for a set of instructions that this machine has.
 ///
@@ -93,7 +93,7 @@ impl Kernel {
             }
             product.out().zip_mut_with(&terms, |element, &term| *element += term);
             let (mut elements, _) = terms.into_raw_vec_and_offset();
-            bytemuck::cast_slice_mut::<E, u8>(&mut elements).zeroize();
+            wipe(&mut elements);
         }
     }
 

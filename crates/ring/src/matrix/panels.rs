@@ -6,9 +6,9 @@
 
 use bytemuck::{Pod, Zeroable};
 use ndarray::ArrayView2;
-use zeroize::Zeroize;
 
 use crate::element::Element;
+use crate::wipe::wipe;
 
 /// Bytes of a cache line, and of the widest vector register.
 pub(super) const LINE_BYTES: usize = 64;
@@ -97,6 +97,6 @@ impl<E: Element> Panels<E> {
 
 impl<E: Element> Drop for Panels<E> {
     fn drop(&mut self) {
-        bytemuck::cast_slice_mut::<CacheLine, u8>(&mut self.lines).zeroize();
+        wipe(&mut self.lines);
     }
 }

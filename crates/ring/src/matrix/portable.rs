@@ -5,6 +5,7 @@ use ndarray::{ArrayView2, ArrayViewMut2, s};
 use super::panels::LINE_BYTES;
 use super::product::Product;
 use crate::element::Element;
+use crate::wipe::wipe;
 
 /// Rows of a panel that stay in the first-level cache while all left rows pass over them.
 const BLOCK: usize = 256;
@@ -67,10 +68,9 @@ fn multiply_lines<E: Element, const COLUMNS: usize>(product: &mut Product<'_, E>
 
 /// Overwrites the copy of a left operand, if there is one.
 fn wipe_copy<E: Element>(copy: Option<ndarray::CowArray<'_, E, ndarray::Ix2>>) {
-    use zeroize::Zeroize;
     if let Some(copy) = copy.filter(|copy| copy.is_owned()) {
         let (mut elements, _) = copy.into_owned().into_raw_vec_and_offset();
-        bytemuck::cast_slice_mut::<E, u8>(&mut elements).zeroize();
+        wipe(&mut elements);
     }
 }
 
