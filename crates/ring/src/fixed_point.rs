@@ -67,13 +67,14 @@ impl FixedPoint {
 
     /// The real number that one unit in the last place stands for, 2^-f.
     pub fn unit(self) -> f64 {
-        (-f64::from(self.fractional_bits)).exp2()
+        power_of_two(self.fractional_bits).recip()
     }
 
     /// The integer nearest to `number * 2^f`.
     ///
     /// # Errors
     /// [`FixedPointError`] for numbers that are not finite or whose integer has 62 bits or more.
+    #[inline]
     pub fn encode_integer(self, number: f64) -> Result<i64, FixedPointError> {
         self.encode_within(number, 62)
     }
@@ -96,8 +97,8 @@ impl FixedPoint {
         if !number.is_finite() {
             return Err(FixedPointError::NotFinite);
         }
-        let scaled = (number * f64::from(self.fractional_bits).exp2()).round();
-        let limit = f64::from(bits).exp2();
+        let scaled = (number * power_of_two(self.fractional_bits)).round();
+        let limit = power_of_two(bits);
         if scaled.abs() >= limit {
             return Err(FixedPointError::OutOfRange {
                 limit: limit * self.unit(),
@@ -106,6 +107,11 @@ impl FixedPoint {
         }
         Ok(scaled as i64)
     }
+}
+
+/// 2^exponent for exponents below 64, without a call for each of a batch's numbers.
+fn power_of_two(exponent: u32) -> f64 {
+    (1_u64 << exponent) as f64
 }
 
 #[cfg(test)]
