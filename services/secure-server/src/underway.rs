@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use concilium_mpc::Neighbour;
-use concilium_privacy::PeerHead;
 use concilium_rpc::lane::LaneError;
 use concilium_rpc::v1::lane_frame::Frame;
 use concilium_rpc::v1::{Abort, Barrier};
@@ -66,7 +65,7 @@ struct AtBarrier<'a> {
     /// How long it has waited for those who have charged.
     waited: Duration,
     /// The step, for those who look at spans: not entered, for other batches go on meanwhile.
-    _step: Span,
+    step: Span,
 }
 
 impl<'a> Underway<'a> {
@@ -221,7 +220,7 @@ fn charge<'a>(
     let since = Instant::now();
     meeting.announce(link, &charged)?;
     let (awaited, waited) = (None, Duration::ZERO);
-    Ok(Box::new(AtBarrier { meeting, charged, opening, since, awaited, waited, _step: step }))
+    Ok(Box::new(AtBarrier { meeting, charged, opening, since, awaited, waited, step }))
 }
 
 impl<'a> AtBarrier<'a> {
@@ -256,20 +255,19 @@ fn pass<'a>(
     progress: &LaneProgress,
     at_barrier: Box<AtBarrier<'a>>,
 ) -> Result<Option<TestedBatch>, Failure> {
-    let AtBarrier { meeting, charged, opening, since, waited, _step, .. } = *at_barrier;
-    let mut heads = Vec::new();
-    for neighbour in [Neighbour::Next, Neighbour::Previous] {
+    let AtBarrier { meeting, charged, opening, since, waited, step, .. } = *at_barrier;
+    let task = &opening.batch().task;
+    let mut compare = |neighbour| {
         let peer = link.lane.index_of(neighbour);
         let theirs = link.underway.barriers[place(neighbour)].pop_front();
         let theirs = theirs.filter(|theirs| theirs.batch == meeting.session).ok_or_else(|| {
             Failure::fault(format!("server {peer} commits another batch than that which is due"))
         })?;
-        let task = &opening.batch().task;
-        heads.push(meeting.compare(context, task, &charged, (neighbour, peer), &theirs)?);
-    }
+        meeting.compare(context, task, &charged, (neighbour, peer), &theirs)
+    };
+    let heads = [compare(Neighbour::Next)?, compare(Neighbour::Previous)?];
     metrics::record_step(Step::Barrier.name(), since.elapsed(), waited);
-    drop(_step);
-    let heads: [PeerHead; 2] = heads.try_into().map_err(|_| Failure::fault("two peers".to_owned()))?;
+    drop(step);
     Ok(opening.open(link, context, progress, heads))
 }
 
